@@ -1,0 +1,75 @@
+# demo   see memory experts at work (makes .venv and installs first)
+# test   lint, then the whole test suite
+# lint   ruff, mypy and the floors of the house (import-linter)
+# bench  every script of benchmarks/
+# clean  remove .venv and caches; outputs/ is yours and stays
+#
+# `make test-lowest` runs the suite on the oldest versions that setup.py allows.
+# Nothing is installed again until setup.py changes, so no network is needed after the first time.
+
+VENV := .venv
+LOWEST := .venv-lowest
+BIN := $(VENV)/bin
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
+PYTEST_ARGS ?=
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+# $(call make_venv,FOLDER): with the first of PYTHON that will do.
+define make_venv
+@for python in $(PYTHON); do \
+  if $$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+  then echo "Making $(1) with $$($$python --version)"; exec $$python -m venv --clear $(1); fi; \
+done; \
+echo >&2 'wmpoe needs Python 3.11 or newer with its venv module, and none of these is one: $(PYTHON)'; \
+echo >&2 'Install it (Debian and Ubuntu: apt install python3-venv), or name yours: make PYTHON=/path/to/python3.12 ...'; \
+exit 1
+endef
+
+.PHONY: demo test lint bench clean test-lowest
+
+demo: $(VENV)/installed-demo
+	$(BIN)/python -m wmpoe demo
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed-demo
+	@set -e; for script in benchmarks/*.py; do \
+	  echo "== $$script"; $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	  .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+# The stamps: an interrupted venv or install leaves none behind and is begun anew.
+$(VENV)/made:
+	$(call make_venv,$(VENV))
+	@touch $@
+
+$(VENV)/installed-demo: setup.py | $(VENV)/made
+	@echo 'Installing wmpoe and what the demo needs into $(VENV): a minute or two'
+	@$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/installed-test: setup.py | $(VENV)/made
+	@echo 'Installing wmpoe and what its tests need into $(VENV): a minute or two'
+	@$(BIN)/python $(PIP_INSTALL) -e '.[demo,test,lint]'
+	@touch $@ $(VENV)/installed-demo
+
+$(LOWEST)/made:
+	$(call make_venv,$(LOWEST))
+	@touch $@
+
+$(LOWEST)/installed: setup.py | $(LOWEST)/made
+	grep -oE "'[A-Za-z_-]+>=[0-9.]+'" setup.py | sed "s/'//g; s/>=/==/" > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python $(PIP_INSTALL) -c $(LOWEST)/lowest.txt -e '.[demo,test]'
+	@touch $@

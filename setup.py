@@ -1,0 +1,43 @@
+"""Package metadata of wmpoe, and the one list of what it needs. pyproject.toml is for the tools."""
+
+import pathlib
+import re
+
+import setuptools
+
+_INIT = pathlib.Path(__file__).parent / 'wmpoe' / '__init__.py'
+_VERSION = re.search(r"^__version__ = '([^']+)'", _INIT.read_text(encoding='utf-8'), re.MULTILINE)
+
+# `make test-lowest` installs exactly these lower bounds and runs the suite on them.
+_CORE = [
+  'jax>=0.9.0',
+  'flax>=0.12.3',
+  'optax>=0.2.6',
+  'orbax-checkpoint>=0.11.33',
+  'grain>=0.2.15',
+  'ml_collections>=1.0.0',
+  'chex>=0.1.91',
+  'absl-py>=2.3.1',
+]
+_EXTRAS = {
+  'demo': ['matplotlib>=3.9', 'pillow>=11.0', 'rich>=13.0'],
+  'test': ['hypothesis>=6.100', 'pytest>=8.2'],
+  'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
+}
+_EXTRAS['all'] = sorted(set().union(*_EXTRAS.values()))
+
+setuptools.setup(
+  name='wmpoe',
+  version=_VERSION.group(1),
+  description='World models with composable memory experts, in JAX and Flax.',
+  author='The wmpoe developers',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  python_requires='>=3.11',
+  # configs/ and tests/ stay out: a config is named by its path, not imported as a package.
+  packages=setuptools.find_packages(include=['wmpoe', 'wmpoe.*']),
+  package_data={'wmpoe': ['py.typed', 'packaged_weights/*.npz']},
+  install_requires=_CORE,
+  extras_require=_EXTRAS,
+  zip_safe=False,
+)
