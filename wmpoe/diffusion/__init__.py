@@ -1,0 +1,1 @@
+"""The mathematics of one denoiser: schedules, conversions, losses, samplers. Knows no network."""
