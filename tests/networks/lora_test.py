@@ -1,0 +1,133 @@
+"""Tests of low-rank adapters."""
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import small
+from wmpoe.networks import lora
+
+MODEL = small.model()
+PARAMS = small.params(MODEL)
+SPEC = lora.LoraSpec(rank=3, alpha=6.0, targets=(*lora.TARGETS, 'patch_embed', 'place'))
+
+
+def _adapter(spec=SPEC, seed=0):
+  """An adapter with a `b` that is not zero."""
+  shapes = jax.eval_shape(lambda k: lora.init(k, PARAMS, spec), jax.random.key(0))
+  return small.random_tree(shapes, seed)
+
+
+@jax.jit
+def _forward(params, collection):
+  actions, poses = small.conditions(2, 4)
+  return MODEL.network.apply(
+      {'params': params, 'lora': collection}, *small.noisy(2, 4), actions, poses)
+
+
+def test_low_rank_and_merged_are_the_same_function_and_not_the_base():
+  adapter = _adapter()
+  low_rank = _forward(PARAMS, lora.scaled(adapter, SPEC))
+  small.close(_forward(PARAMS, lora.merged(PARAMS, adapter, SPEC)), low_rank, atol=1e-4)
+  small.close(_forward(lora.merge(PARAMS, adapter, SPEC), {}), low_rank, atol=1e-4)
+  small.differ(_forward(PARAMS, {}), low_rank)
+
+
+@pytest.mark.parametrize('target', ['query', 'place'])
+def test_each_target_counts_by_itself(target):
+  spec = lora.LoraSpec(rank=2, targets=(target,))
+  adapter = _adapter(spec)
+  low_rank = _forward(PARAMS, lora.scaled(adapter, spec))
+  small.close(_forward(PARAMS, lora.merged(PARAMS, adapter, spec)), low_rank, atol=1e-4)
+  small.differ(_forward(PARAMS, {}), low_rank)
+
+
+def test_a_fresh_adapter_is_the_base_bit_for_bit():
+  fresh = lora.init(jax.random.key(0), PARAMS, SPEC)
+  base = _forward(PARAMS, {})
+  small.same(_forward(PARAMS, lora.scaled(fresh, SPEC)), base)
+  small.same(_forward(PARAMS, lora.merged(PARAMS, fresh, SPEC)), base)
+
+
+def test_the_tree_of_an_adapter():
+  fresh = lora.init(jax.random.key(0), PARAMS, SPEC)
+  assert set(fresh) == {'block_0', 'block_1', 'patch_embed', 'place'}
+  assert set(fresh['block_1']) == set(lora.TARGETS)
+  assert fresh['block_0']['mlp_in']['a'].shape == (16, 3)
+  assert fresh['block_0']['mlp_in']['b'].shape == (3, 32)
+  # A table's rows are keys already: the first `rank` of them have a row of `b` each.
+  small.same(fresh['place']['a'], SPEC.table_scale * jnp.eye(small.TOKENS, 3))
+  assert not any(np.any(x['b']) for x in (*fresh['block_0'].values(), fresh['place']))
+  a = np.concatenate([
+      fresh[f'block_{i}'][target]['a'].ravel() for i in (0, 1) for target in lora.TARGETS[:5]])
+  np.testing.assert_allclose(a.std(), 16**-0.5, rtol=0.1)
+  assert np.unique(a).size > 0.9 * a.size, 'every matrix has a draw of its own'
+
+
+def test_the_scale_is_alpha_over_rank():
+  adapter = _adapter()
+  scaled = lora.scaled(adapter, SPEC)
+  small.same(scaled['place']['a'], adapter['place']['a'])
+  small.close(scaled['place']['b'], 2.0 * adapter['place']['b'])
+  merged = lora.merged(PARAMS, adapter, SPEC)
+  update = adapter['patch_embed']['a'] @ adapter['patch_embed']['b']
+  small.close(merged['patch_embed']['kernel'], PARAMS['patch_embed']['kernel'] + 2.0 * update)
+
+
+def test_merging_shares_what_it_does_not_adapt():
+  spec = lora.LoraSpec(rank=1, targets=('value',))
+  whole = lora.merge(PARAMS, _adapter(spec), spec)
+  assert jax.tree.structure(whole) == jax.tree.structure(PARAMS)
+  assert whole['block_0']['query']['kernel'] is PARAMS['block_0']['query']['kernel']
+  assert whole['block_0']['value']['bias'] is PARAMS['block_0']['value']['bias']
+  small.differ(whole['block_0']['value']['kernel'], PARAMS['block_0']['value']['kernel'])
+
+
+def test_which_of_the_two_an_adapter_is():
+  adapter = _adapter()
+  assert not lora.is_merged(lora.scaled(adapter, SPEC))
+  assert lora.is_merged(lora.merged(PARAMS, adapter, SPEC))
+
+
+@hypothesis.settings(max_examples=6)
+@hypothesis.given(
+    rank=st.integers(1, 4), inputs=st.integers(1, 5), outputs=st.integers(1, 5),
+    lead=st.lists(st.integers(1, 3), max_size=2), alpha=st.sampled_from([0.5, 3.0]))
+def test_any_shape_of_layer(rank, inputs, outputs, lead, alpha):
+  layer = lora.Dense(outputs)
+  rng = np.random.default_rng(rank)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  weights = {'layer': {'kernel': draw(inputs, outputs), 'bias': draw(outputs)}}
+  spec = lora.LoraSpec(rank=rank, alpha=alpha, targets=('layer',))
+  adapter = {'layer': {'a': draw(inputs, rank), 'b': draw(rank, outputs)}}
+  x = draw(*lead, inputs)
+  expected = x @ (
+      weights['layer']['kernel'] + alpha / rank * adapter['layer']['a'] @ adapter['layer']['b']
+  ) + weights['layer']['bias']
+  for collection in (lora.scaled(adapter, spec), lora.merged(weights, adapter, spec)):
+    variables = {'params': weights['layer'], 'lora': collection['layer']}
+    small.close(layer.apply(variables, x), expected, atol=1e-4)
+
+
+def test_gradients_reach_the_adapter():
+  adapter = lora.init(jax.random.key(0), PARAMS, SPEC)
+  grads = jax.jit(jax.grad(
+      lambda a: jnp.mean(jnp.square(_forward(PARAMS, lora.scaled(a, SPEC))))))(adapter)
+  for name in lora.TARGETS:  # `a` gets its gradient through `b`, which is still zero
+    assert np.any(grads['block_0'][name]['b']), name
+    assert not np.any(grads['block_0'][name]['a']), name
+  assert np.any(grads['place']['b'])
+
+
+@pytest.mark.parametrize(('make', 'message'), [
+    (lambda: lora.LoraSpec(rank=0), 'rank 0 must be at least 1.*leave the long-term memory out'),
+    (lambda: lora.LoraSpec(targets=()), 'at least one target, for instance query'),
+    (lambda: lora.init(jax.random.key(0), PARAMS, lora.LoraSpec(targets=('query', 'qkv'))),
+     r"\['qkv'\] name no dense layer.*it has: .*mlp_in.*query"),
+])
+def test_bad_arguments(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()

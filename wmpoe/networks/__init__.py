@@ -1,0 +1,1 @@
+"""Networks: the diffusion transformer, its attention patterns and embeddings, and LoRA."""

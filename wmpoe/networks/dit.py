@@ -1,0 +1,220 @@
+"""A video diffusion transformer with AdaLN-Zero per frame (arXiv 2212.09748).
+
+One network serves base, short-term and spatial experts; they differ in attention pattern, window
+and in whether a map is given. Tokens carry the conditions twice: through AdaLN (per frame) and
+added to the tokens (per frame and per place), without which small networks ignore them.
+"""
+
+from typing import Any
+
+import chex
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmpoe.networks import attention
+from wmpoe.networks import embeddings
+from wmpoe.networks import lora
+
+
+@struct.dataclass
+class Cache:
+  """Keys and values of the context, one pair per layer, each [B C*N H d]."""
+
+  keys: tuple[jax.Array, ...]
+  values: tuple[jax.Array, ...]
+
+
+def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+  return x * (1.0 + scale) + shift
+
+
+class Block(nn.Module):
+  """Pre-norm attention and MLP, each modulated and gated per frame (AdaLN-Zero)."""
+
+  width: int
+  heads: int
+  mlp_ratio: int
+  dtype: Any
+  implementation: str
+
+  @nn.compact
+  def __call__(self, x, modulation, rope, mask, past):
+    """Tokens [B T N D], modulation [B T 6 D]; returns tokens and this layer's (key, value)."""
+    b, t, n, d = x.shape
+    parts = jnp.split(modulation.astype(self.dtype)[:, :, :, None, :], 6, axis=2)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (p[:, :, 0] for p in parts)
+    norm = lambda name: nn.LayerNorm(
+        use_bias=False, use_scale=False, dtype=self.dtype, name=name)
+    dense = lambda features, name: lora.Dense(features, dtype=self.dtype, name=name)
+
+    y = _modulate(norm('norm_attention')(x), shift_a, scale_a).reshape(b, t * n, d)
+    split = lambda z: z.reshape(b, t * n, self.heads, d // self.heads)
+    query = embeddings.rotate(split(dense(d, 'query')(y)), rope)
+    key = embeddings.rotate(split(dense(d, 'key')(y)), rope)
+    value = split(dense(d, 'value')(y))
+    own = (key, value)
+    if past is not None:
+      key = jnp.concatenate([past[0].astype(key.dtype), key], axis=1)
+      value = jnp.concatenate([past[1].astype(value.dtype), value], axis=1)
+    y = attention.attend(query, key, value, mask, implementation=self.implementation)
+    x = x + gate_a * dense(d, 'out')(y.reshape(b, t * n, d)).reshape(b, t, n, d)
+
+    y = _modulate(norm('norm_mlp')(x), shift_m, scale_m)
+    y = nn.gelu(dense(self.mlp_ratio * d, 'mlp_in')(y), approximate=True)
+    return x + gate_m * dense(d, 'mlp_out')(y), own
+
+
+class DiT(nn.Module):
+  """Denoises the generated frames of a clip, given context frames, actions and poses.
+
+  The forward pass has two stages that share all weights: `prefill` runs the context and returns
+  its keys and values; `__call__` runs the generated frames on top of them. With an attention
+  pattern in which the context never sees generated frames the two are one network and the cache
+  is exact; with the 'full' pattern put the context in front of the frames `__call__` takes.
+
+  Attributes:
+    width: Token width D.
+    depth: Number of blocks.
+    heads: Attention heads.
+    patch: Patch size in pixels (or latent pixels).
+    frame_shape: (H, W, C) of a frame.
+    context: Number of context frames.
+    pattern: Which frames see which.
+    pose_kind: 'grid' marks the token a (row, column) pose points at; 'vector' takes poses as
+      they are; 'none' ignores them.
+    mlp_ratio: Hidden width of the MLP over D.
+    map_dim: Channels of a spatial memory's tokens aligned with the frame's own (0: none).
+    dtype: Computation dtype; parameters, norms' statistics, softmax and output stay float32.
+    remat: Recompute blocks in the backward pass (less memory, more time).
+    implementation: See `attention.attend`.
+  """
+
+  width: int = 128
+  depth: int = 4
+  heads: int = 2
+  patch: int = 8
+  frame_shape: tuple[int, int, int] = (32, 32, 3)
+  context: int = 3
+  pattern: attention.Pattern = attention.Pattern()
+  pose_kind: str = 'grid'
+  mlp_ratio: int = 4
+  map_dim: int = 0
+  dtype: Any = jnp.float32
+  remat: bool = False
+  implementation: str = 'auto'
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Rows and columns of tokens in a frame."""
+    return self.frame_shape[0] // self.patch, self.frame_shape[1] // self.patch
+
+  @nn.compact
+  def _run(self, x, logsnr, actions, poses, cells, first, context, past):
+    """Runs frames `first .. first+T-1` of a clip; returns output and every layer's (key, value)."""
+    chex.assert_shape(x, (None, None, *self.frame_shape))
+    chex.assert_equal_shape_prefix([x, logsnr, actions, poses], 2)
+    b, t = x.shape[:2]
+    n = self.grid[0] * self.grid[1]
+    d = self.width
+    dense = lambda features, name, **kw: lora.Dense(features, dtype=self.dtype, name=name, **kw)
+    zeros = nn.initializers.zeros
+
+    level = nn.silu(dense(d, 'noise_level')(
+        embeddings.fourier_features(0.125 * logsnr, d, max_period=100.0)))
+    inputs = [actions] if self.pose_kind != 'vector' else [actions, poses]
+    frame = dense(d, 'frame_condition')(jnp.concatenate(inputs, axis=-1).astype(jnp.float32))
+    condition = nn.silu(dense(d, 'condition')(level + frame))
+
+    tokens = dense(d, 'patch_embed')(embeddings.patchify(x, self.patch))
+    place = self.param('place', nn.initializers.normal(0.5), (n, d))
+    place = lora.embedding(self, 'place', place)
+    tokens = tokens + (frame + level)[:, :, None, :] + place.astype(self.dtype)
+    if self.pose_kind == 'grid':
+      planes = embeddings.grid_planes(poses, self.grid)
+      # The plane carries the frame's action too: "this happens here" is then linear.
+      local = jnp.concatenate([planes, planes * actions[:, :, None, :]], axis=-1)
+      tokens = tokens + dense(d, 'pose_plane', use_bias=False)(local)
+    if self.map_dim:
+      if cells is None:
+        cells = jnp.zeros((b, t, n, self.map_dim), self.dtype)
+      tokens = tokens + dense(d, 'map_embed', use_bias=False)(cells)
+
+    # One modulation for all blocks plus an offset per block (arXiv 2310.00426, adaLN-single):
+    # a few hundred kilobytes less in every packaged expert, and one matmul instead of `depth`.
+    modulation = dense(6 * d, 'modulation', kernel_init=zeros)(condition).reshape(b, t, 6, d)
+    offsets = self.param('modulation_offsets', nn.initializers.normal(0.02), (self.depth, 6, d))
+
+    total = context + t if past is not None else t
+    rope = embeddings.axial_rope(np.arange(first, first + t), self.grid, d // self.heads)
+    block = nn.remat(Block) if self.remat else Block
+    caches = []
+    for layer in range(self.depth):
+      allowed = self.pattern.allowed(total, context, layer)[total - t:]
+      tokens, own = block(
+          d, self.heads, self.mlp_ratio, self.dtype, self.implementation, name=f'block_{layer}')(
+              tokens, modulation + offsets[layer], rope, attention.token_mask(allowed, n),
+              None if past is None else (past.keys[layer], past.values[layer]))
+      caches.append(own)
+
+    tokens = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name='norm')(tokens)
+    shift, scale = jnp.split(dense(2 * d, 'output_modulation', kernel_init=zeros)(condition), 2, -1)
+    tokens = _modulate(tokens, shift[:, :, None, :], scale[:, :, None, :])
+    out = dense(self.patch**2 * self.frame_shape[-1], 'output', kernel_init=zeros)(tokens)
+    out = embeddings.unpatchify(out.astype(jnp.float32), self.patch, self.grid)
+    return out, Cache(keys=tuple(k for k, _ in caches), values=tuple(v for _, v in caches))
+
+  def prefill(
+      self,
+      context: chex.Array,
+      logsnr: chex.Array,
+      actions: chex.Array,
+      poses: chex.Array,
+      cells: chex.Array | None = None,
+  ) -> Cache:
+    """Keys and values of the context frames.
+
+    Args:
+      context: Clean or nulled context frames [B C H W D].
+      logsnr: Their levels [B C].
+      actions: [B C A].
+      poses: [B C P].
+      cells: Optional map tokens [B C N map_dim].
+
+    Raises:
+      ValueError: if the pattern lets the context see generated frames.
+    """
+    if not self.pattern.caches_context:
+      raise ValueError(
+          f"Attention kind '{self.pattern.kind}' lets context frames see generated ones; their "
+          'keys cannot be cached. Use prefix or causal, or put the context in front of the call.')
+    return self._run(
+        context, logsnr, actions, poses, cells, 0, context.shape[1], None)[1]
+
+  def __call__(
+      self,
+      x: chex.Array,
+      logsnr: chex.Array,
+      actions: chex.Array,
+      poses: chex.Array,
+      *,
+      past: Cache | None = None,
+      cells: chex.Array | None = None,
+  ) -> jax.Array:
+    """Predicts for noised frames, after a cached context if `past` is given.
+
+    Args:
+      x: Noised frames [B T H W C]; without `past` the first `context` of them are the context.
+      logsnr: Level of every frame [B T].
+      actions: [B T A].
+      poses: [B T P].
+      past: Cache of the context frames that precede `x`.
+      cells: Optional map tokens [B T N map_dim]; absent means an empty map.
+
+    Returns:
+      The prediction for every frame of `x`, float32 [B T H W C].
+    """
+    first = 0 if past is None else self.context
+    return self._run(x, logsnr, actions, poses, cells, first, self.context, past)[0]

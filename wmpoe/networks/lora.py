@@ -1,0 +1,156 @@
+"""Low-rank adapters as a tree of their own (arXiv 2106.09685): `W' = W + (alpha/rank) A B`.
+
+Tables of embeddings can be adapted too: `table + (alpha/rank) A B`. The base parameters are never
+touched. An adapter tree mirrors the paths of the adapted kernels and holds `a [D_in R]` and
+`b [R D_out]`, `b` zero at the start, so that an empty memory is the base bit for bit. It is applied
+in one of two ways that give the same output:
+  low-rank path: `scaled(lora, ...)` as the 'lora' collection; cheap gradients while writing.
+  merged: `merged(params, lora, ...)` as the 'lora' collection, which then holds whole kernels; a
+    plain forward pass while reading.
+"""
+
+import dataclasses
+from typing import Any
+
+import chex
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+
+Params = Any
+
+TARGETS = ('query', 'key', 'value', 'out', 'mlp_in', 'mlp_out')
+
+
+def embedding(module: nn.Module, name: str, table: jax.Array) -> jax.Array:
+  """An embedding table [N D] of `module`, with the low-rank update the 'lora' collection holds."""
+  if not module.has_variable('lora', name):
+    return table
+  adapter = module.get_variable('lora', name)
+  return adapter['kernel'] if 'kernel' in adapter else table + adapter['a'] @ adapter['b']
+
+
+class Dense(nn.Module):
+  """A dense layer that adds a low-rank path where the 'lora' collection holds one for it."""
+
+  features: int
+  dtype: Any = jnp.float32
+  kernel_init: Any = nn.initializers.lecun_normal()
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[... D_in] -> [... features]."""
+    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+    if self.has_variable('lora', 'kernel'):
+      kernel = self.get_variable('lora', 'kernel')
+    x = x.astype(self.dtype)
+    y = x @ kernel.astype(self.dtype)
+    if self.has_variable('lora', 'a'):
+      a = self.get_variable('lora', 'a').astype(self.dtype)
+      b = self.get_variable('lora', 'b').astype(self.dtype)
+      y = y + (x @ a) @ b
+    if self.use_bias:
+      y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+    return y
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+  """What to adapt and how strongly.
+
+  Attributes:
+    rank: Rank R of every adapter.
+    alpha: Numerator of the scale `alpha / rank`.
+    targets: Names of the dense layers and embedding tables to adapt, out of the names in the
+      parameter tree.
+    table_scale: Tables start from `a = table_scale I` (their rows are keys already, so each keeps
+      its own row of `b`). It is how much faster than a dense layer a table is written: under Adam a
+      step moves every entry of `b` by about the learning rate.
+
+  Raises:
+    ValueError: if the rank is below 1 or no target is named.
+  """
+
+  rank: int = 32
+  alpha: float = 32.0
+  targets: tuple[str, ...] = TARGETS
+  table_scale: float = 30.0
+
+  def __post_init__(self):
+    if self.rank < 1:
+      raise ValueError(
+          f'LoRA rank {self.rank} must be at least 1. For no adapter leave the long-term memory '
+          'out of the model.')
+    if not self.targets:
+      raise ValueError(f'LoRA needs at least one target, for instance {", ".join(TARGETS)}.')
+
+  @property
+  def scale(self) -> float:
+    """`alpha / rank`."""
+    return self.alpha / self.rank
+
+
+def _adapted(params: Params, spec: LoraSpec) -> dict[tuple[str, ...], jax.Array]:
+  """Kernels the spec adapts, by module path."""
+  flat = traverse_util.flatten_dict(params)
+  kernels = {
+      path[:-1]: leaf for path, leaf in flat.items()
+      if path[-1] == 'kernel' and path[-2] in spec.targets and leaf.ndim == 2
+  }
+  kernels |= {path: leaf for path, leaf in flat.items() if path[-1] in spec.targets}
+  missing = [t for t in spec.targets if not any(path[-1] == t for path in kernels)]
+  if missing:
+    names = sorted({path[-2] for path in flat if path[-1] == 'kernel' and len(path) > 1})
+    raise ValueError(
+        f'LoRA targets {missing} name no dense layer of this network; it has: {", ".join(names)}.')
+  return kernels
+
+
+def init(key: chex.PRNGKey, params: Params, spec: LoraSpec) -> Params:
+  """A fresh adapter tree: `a ~ N(0, 1/D_in)`, for tables `a = table_scale I`; `b = 0`.
+
+  Raises:
+    ValueError: if a target names no dense layer.
+  """
+  kernels = _adapted(params, spec)
+  tables = set(traverse_util.flatten_dict(params))  # a layer's path is none of a leaf
+  keys = jax.random.split(key, len(kernels))
+  tree = {}
+  for k, (path, kernel) in zip(keys, sorted(kernels.items()), strict=True):
+    fan_in, fan_out = kernel.shape
+    tree[path + ('a',)] = (
+        spec.table_scale * jnp.eye(fan_in, spec.rank) if path in tables
+        else jax.random.normal(k, (fan_in, spec.rank)) * fan_in**-0.5)
+    tree[path + ('b',)] = jnp.zeros((spec.rank, fan_out))
+  return traverse_util.unflatten_dict(tree)
+
+
+def scaled(lora: Params, spec: LoraSpec) -> Params:
+  """The adapter with `alpha / rank` folded into `b`: what the 'lora' collection takes."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf * spec.scale if path[-1].key == 'b' else leaf, lora)
+
+
+def merged(params: Params, lora: Params, spec: LoraSpec) -> Params:
+  """Whole kernels `kernel + (alpha/rank) a b` of the adapted layers, for the 'lora' collection."""
+  adapters = traverse_util.flatten_dict(lora)
+  tree = {}
+  for path, kernel in _adapted(params, spec).items():
+    update = adapters[path + ('a',)] @ adapters[path + ('b',)]
+    tree[path + ('kernel',)] = kernel + spec.scale * update
+  return traverse_util.unflatten_dict(tree)
+
+
+def is_merged(lora: Params) -> bool:
+  """Whether an adapter holds whole kernels; where there is none, zero would not stand for it."""
+  return any(path[-1] == 'kernel' for path in traverse_util.flatten_dict(lora))
+
+
+def merge(params: Params, lora: Params, spec: LoraSpec) -> Params:
+  """The parameters with the adapter merged in; other leaves are shared with `params`."""
+  flat = traverse_util.flatten_dict(params)
+  for path, kernel in traverse_util.flatten_dict(merged(params, lora, spec)).items():
+    flat[path if path in flat else path[:-1]] = kernel  # a dense layer's kernel, or a table
+  return traverse_util.unflatten_dict(flat)
