@@ -1,0 +1,1 @@
+"""Data: the episode format, the Memory Cards environment and the input pipeline."""
