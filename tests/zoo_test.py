@@ -1,0 +1,172 @@
+"""Tests of building experts from descriptions, and of the packaged ones."""
+
+import copy
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmpoe import packaged
+from wmpoe import zoo
+from wmpoe.data import cards
+from wmpoe.data import episode
+from wmpoe.diffusion import samplers
+from wmpoe.diffusion import schedules
+from wmpoe.experts import composition
+
+DESCRIPTION = {
+    'expert': 'base',
+    'env': {'name': 'cards', 'size': 16, 'grid': 2, 'symbols': 2, 'length': 20},
+    'model': {
+        'width': 16, 'depth': 1, 'heads': 2, 'patch': 8, 'mlp_ratio': 2, 'context': 2, 'target': 2,
+        'attention': 'prefix', 'window': 0, 'full_every': 0, 'pose_kind': 'grid', 'map_dim': 0,
+        'prediction': 'v', 'dtype': 'float32', 'remat': False,
+        'schedule': {'name': 'linear_beta', 'beta_max': 10.0}},
+    'encoder': {'features': 3, 'width': 8},
+}
+LONG_TERM = {
+    'lora': {'rank': 2, 'alpha': 4.0, 'targets': ['query', 'place']},
+    'writing': {
+        'steps': 3, 'clips_per_step': 1, 'target': 2, 'capacity': 8,
+        'objective': {'null_rate': 0.5}, 'optimizer': {'name': 'sgd', 'learning_rate': 0.1}},
+    'baseline': 'null', 'reading': 'merged',
+}
+COMPOSE = {'rule': 'mean', 'weights': {'spatial': 2.0}, 'num_steps': 3, 'long_term': LONG_TERM,
+           'sampler': {'name': 'ddpm', 'clip_x0': 1.0}}
+
+
+def _described(kind, **changes):
+  description = copy.deepcopy(DESCRIPTION) | {'expert': kind}
+  if kind == 'spatial':
+    description['model']['map_dim'] = 4
+  for path, value in changes.items():
+    section, name = path.split('__')
+    description[section][name] = value
+  return description
+
+
+def _params(description):
+  return jax.tree.map(lambda s: jnp.full(s.shape, 0.1), zoo.shapes(description))
+
+
+def _experts():
+  return {kind: (_params(_described(kind)), _described(kind)) for kind in zoo.TRAINED}
+
+
+def test_descriptions_become_what_they_say():
+  model = zoo.model(_described('base', model__window=3, model__full_every=2))
+  assert model.network.pattern.window == 3 and model.network.pattern.full_every == 2
+  assert zoo.model(_described('base')).network.pattern.window is None
+  assert model.network.frame_shape == (16, 16, 3)
+  assert model.schedule == schedules.LinearBetaSchedule(beta_max=10.0)
+  assert zoo.dimensions(DESCRIPTION['env']) == {'action_dim': 7, 'pose_dim': 2}
+  assert zoo.spatial_model(_described('spatial')).locate.cells == 4
+  assert zoo.lora_spec(LONG_TERM).targets == ('query', 'place')
+  assert zoo.writing(LONG_TERM).steps == 3
+  assert zoo.writing(LONG_TERM).objective.null_rate == 0.5
+  assert zoo.sampler({'name': 'ddim', 'eta': 0.5}) == samplers.DDIM(eta=0.5)
+
+
+def test_a_world_out_of_descriptions():
+  world = zoo.build(_experts(), COMPOSE)
+  assert tuple(world.memories) == ('short_term', 'long_term', 'spatial')
+  assert world.rule is composition.mean and world.num_steps == 3 and world.chunk == 2
+  assert world.sampler == samplers.DDPM(clip_x0=1.0)
+  assert world.memories['spatial'].weight == 2.0 and world.memories['short_term'].weight == 1.0
+  long_term = world.memories['long_term']
+  # The base's own weights, so that both run as one call.
+  assert long_term.params is world.base.params and long_term.model == world.base.model
+  assert (long_term.baseline, long_term.reading) == ('null', 'merged')
+  assert np.any(long_term.lora_init['place']['a'])
+  assert not np.any(long_term.lora_init['place']['b'])
+  only = zoo.build({'base': _experts()['base']}, {**COMPOSE, 'long_term': None})
+  assert not only.memories
+
+
+def test_a_rate_that_halves():
+  gradient, start = jnp.ones(()), jnp.zeros(())
+  optimizer = zoo.optimizer({'name': 'sgd', 'learning_rate': 0.5, 'halving_steps': 2})
+  state, moves = optimizer.init(start), []
+  for _ in range(4):
+    update, state = optimizer.update(gradient, state, start)
+    moves.append(float(update))
+  np.testing.assert_allclose(moves, [-0.5, -0.5 / 1.5, -0.25, -0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(('make', 'message'), [
+    (lambda: zoo.environment({'name': 'maze'}), "environment 'maze'; expected one of cards"),
+    (lambda: zoo.sampler({'name': 'euler'}), "Unknown sampler 'euler'; expected one of ddim"),
+    (lambda: zoo.optimizer({'name': 'adagrad', 'learning_rate': 1}), "Unknown optimizer 'adagrad'"),
+    (lambda: zoo.model(_described('base', model__schedule={'name': 'sigmoid'})),
+     "Unknown schedule 'sigmoid'; expected one of cosine, linear_beta"),
+    (lambda: zoo.model(_described('base', model__attention='sparse')), "attention kind 'sparse'"),
+    (lambda: zoo.lora_spec({'lora': {**LONG_TERM['lora'], 'rank': 0}}), 'LoRA rank 0'),
+    (lambda: zoo.load('chess'), "No packaged world model is named 'chess'. There are: .*cards"),
+    (lambda: zoo.build({'short_term': _experts()['short_term']}, COMPOSE),
+     r"Got the experts \['short_term'\]; expected base and any of short_term, spatial"),
+    (lambda: zoo.build({**_experts(), 'retrieval': _experts()['base']}, COMPOSE), 'retrieval'),
+    (lambda: zoo.build(_experts(), {**COMPOSE, 'rule': 'sum'}), "Unknown composition rule 'sum'"),
+    (lambda: zoo.build({
+        **_experts(), 'spatial': (None, _described('spatial', env__symbols=3))}, COMPOSE),
+     "spatial was trained on .*'symbols': 3.*base on .*must share their environment"),
+])
+def test_bad_descriptions(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def _save(path, description, params):
+  packaged.save(path, params, {
+      **dict.fromkeys(packaged.CARD_FIELDS, 'none'), 'config': description})
+
+
+@pytest.mark.parametrize('kind', zoo.TRAINED)
+def test_a_file_is_loaded_by_its_card_alone(tmp_path, kind):
+  description = _described(kind)
+  _save(tmp_path / 'expert.npz', description, _params(description))
+  params, card = zoo.load_expert(tmp_path / 'expert.npz')
+  assert card['config'] == description
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, _params(description))
+
+
+def test_a_file_that_does_not_fit_its_card_is_refused(tmp_path):
+  wide = _params(_described('base', model__width=32))
+  _save(tmp_path / 'misshapen.npz', _described('base'), wide)
+  with pytest.raises(ValueError, match='misshapen: .*file .*32.* model .*16'):
+    zoo.load_expert(tmp_path / 'misshapen.npz')
+  lacking = {k: v for k, v in _params(_described('base')).items() if k != 'output'}
+  _save(tmp_path / 'lacking.npz', _described('base'), lacking)
+  with pytest.raises(ValueError, match='2 missing: output/'):
+    zoo.load_expert(tmp_path / 'lacking.npz')
+
+
+def test_no_such_file(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    zoo.load_expert(tmp_path / 'none.npz')
+
+
+def test_the_packaged_cards_observe_and_imagine():
+  world = zoo.load('cards', compose={'num_steps': 1})
+  assert set(world.memories) == set(zoo.EXPERTS) - {'base'}
+  memory = world.memories['long_term']
+  world = dataclasses.replace(world, memories={
+      **world.memories, 'long_term': dataclasses.replace(
+          memory, writing=dataclasses.replace(memory.writing, steps=1))})
+  sim = cards.simulate(0, cards.CardsConfig(), 'test', 'script')
+  whole = cards.to_episode(sim, cards.CardsConfig())
+  part = lambda start, stop: episode.Observation(*(
+      jnp.asarray(x[None, start:stop]) for x in (whole.frames, whole.actions, whole.poses)))
+  seen, then = part(0, 40), part(40, 40 + world.chunk)
+
+  @jax.jit
+  def run(key):
+    state = world.observe(world.init(1), seen, key)
+    return world.imagine(state, then.actions, then.poses, key)
+
+  state, frames = run(jax.random.key(0))
+  assert frames.shape == then.frames.shape
+  assert int(state.memories['long_term'].step[0]) == 1
+  error = np.mean((frames / 255.0 - then.frames / 255.0) ** 2)
+  assert error < 0.05, 'a trained model, not noise'

@@ -1,0 +1,272 @@
+"""From plain descriptions to experts: what a config or the card of a packaged expert says, built.
+
+Descriptions are nested dicts of plain values (`ConfigDict.to_dict()`, or the card's JSON), so an
+expert can be rebuilt years later from its card alone.
+"""
+
+from collections.abc import Mapping
+import os
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wmpoe import packaged
+from wmpoe import world_model
+from wmpoe.data import cards
+from wmpoe.diffusion import samplers
+from wmpoe.diffusion import schedules
+from wmpoe.experts import base as base_lib
+from wmpoe.experts import composition
+from wmpoe.experts import expert
+from wmpoe.experts import long_term as long_term_lib
+from wmpoe.experts import objective as objective_lib
+from wmpoe.experts import short_term as short_term_lib
+from wmpoe.experts import spatial as spatial_lib
+from wmpoe.experts import writing as writing_lib
+from wmpoe.networks import attention
+from wmpoe.networks import dit
+from wmpoe.networks import lora as lora_lib
+from wmpoe.networks import map_encoder
+
+EXPERTS = ('base', 'short_term', 'long_term', 'spatial')
+TRAINED = ('base', 'short_term', 'spatial')  # the long-term memory is the base, written
+
+Description = Mapping[str, Any]
+
+_SCHEDULES = {
+    'cosine': schedules.CosineSchedule,
+    'linear_beta': schedules.LinearBetaSchedule,
+}
+_SAMPLERS = {
+    'ddim': samplers.DDIM,
+    'ddpm': samplers.DDPM,
+    'heun': samplers.Heun,
+    'dpm_solver_2m': samplers.DPMSolver2M,
+}
+_OPTIMIZERS = {'adam': optax.adam, 'adamw': optax.adamw, 'sgd': optax.sgd, 'lion': optax.lion}
+
+
+def _named(kind: str, table: Mapping[str, Any], description: Description) -> Any:
+  """Builds `table[name](**rest)`.
+
+  Raises:
+    ValueError: if the name is unknown.
+  """
+  options = dict(description)
+  name = options.pop('name')
+  if name not in table:
+    raise ValueError(f'Unknown {kind} {name!r}; expected one of {", ".join(table)}.')
+  return table[name](**options)
+
+
+def environment(description: Description) -> cards.CardsConfig:
+  """The environment; `{'name': 'cards', 'size': 32, ...}`."""
+  return _named('environment', {'cards': cards.CardsConfig}, description)
+
+
+class Dimensions(TypedDict):
+  """What an environment's conditions measure: A and P."""
+
+  action_dim: int
+  pose_dim: int
+
+
+def dimensions(description: Description) -> Dimensions:
+  """Its action and pose dimensions: `{'action_dim': A, 'pose_dim': P}`."""
+  environment(description)
+  return {'action_dim': cards.NUM_ACTIONS, 'pose_dim': cards.POSE_DIM}
+
+
+def sampler(description: Description) -> samplers.Sampler:
+  """A sampler; `{'name': 'ddim', 'eta': 0.0}`."""
+  return _named('sampler', _SAMPLERS, description)
+
+
+def optimizer(description: Description) -> optax.GradientTransformation:
+  """An optax optimiser of the inner loop; `{'name': 'adam', 'learning_rate': 1e-3}`.
+
+  With 'halving_steps': h the rate at step n is `learning_rate / (1 + n / h)`, which needs no known
+  end, so that writing can go on for as long as the episode does.
+  """
+  options = dict(description)
+  halving = options.pop('halving_steps', 0)
+  if halving:
+    rate = options['learning_rate']
+    options['learning_rate'] = lambda step: rate / (1.0 + step / halving)
+  return _named('optimizer', _OPTIMIZERS, options)
+
+
+def model(description: Description) -> expert.Model:
+  """The static model of an expert; reads the entries 'env' and 'model'."""
+  m = description['model']
+  env = environment(description['env'])
+  network = dit.DiT(
+      width=m['width'], depth=m['depth'], heads=m['heads'], patch=m['patch'],
+      frame_shape=(env.size, env.size, 3), context=m['context'], mlp_ratio=m['mlp_ratio'],
+      pattern=attention.Pattern(
+          kind=m['attention'], window=m['window'] or None, full_every=m['full_every']),
+      pose_kind=m['pose_kind'], map_dim=m['map_dim'], dtype=jnp.dtype(m['dtype']),
+      remat=m['remat'])
+  return expert.Model(
+      network=network, schedule=_named('schedule', _SCHEDULES, m['schedule']),
+      prediction=m['prediction'])
+
+
+def spatial_model(description: Description) -> spatial_lib.SpatialModel:
+  """The static spatial model; reads 'env', 'model' and 'encoder'."""
+  denoiser = model(description)
+  rows, columns = denoiser.network.grid
+  encoder = map_encoder.MapEncoder(
+      patch=denoiser.network.patch, dtype=denoiser.network.dtype, **description['encoder'])
+  return spatial_lib.SpatialModel(
+      denoiser=denoiser, encoder=encoder, locate=spatial_lib.FixedCamera(rows * columns))
+
+
+def objective(description: Description) -> objective_lib.Objective:
+  """A training objective; reads 'objective'."""
+  return objective_lib.Objective(**description['objective'])
+
+
+def writing(description: Description) -> writing_lib.Writing:
+  """How a history is written; reads 'writing' but for its optimiser."""
+  options = {k: v for k, v in description['writing'].items() if k != 'optimizer'}
+  inner = objective_lib.Objective(**options.pop('objective'))
+  return writing_lib.Writing(objective=inner, **options)
+
+
+def lora_spec(description: Description) -> lora_lib.LoraSpec:
+  """Rank, scale and targets; reads 'lora'."""
+  options = dict(description['lora'])
+  return lora_lib.LoraSpec(**{**options, 'targets': tuple(options['targets'])})
+
+
+def long_term(description: Description, base: base_lib.Base, env: Description
+              ) -> long_term_lib.LongTerm:
+  """The long-term memory of a base; reads 'lora', 'writing', 'baseline' and 'reading'.
+
+  Nothing of it is trained beforehand: it is the base's own weights and a way of writing them.
+  """
+  return long_term_lib.create(
+      jax.random.key(0), base.model, base.params, **dimensions(env), spec=lora_spec(description),
+      optimizer=optimizer(description['writing']['optimizer']), writing=writing(description),
+      baseline=description['baseline'], reading=description['reading'])
+
+
+def shapes(description: Description) -> Any:
+  """The tree of shapes an expert's parameters must have; checks a file before it is used."""
+  kind, dims = description['expert'], dimensions(description['env'])
+  key = jax.random.key(0)
+  if kind == 'spatial':
+    return jax.eval_shape(lambda k: spatial_model(description).init(k, **dims), key)
+  return jax.eval_shape(lambda k: model(description).init(k, **dims), key)
+
+
+def load_expert(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
+  """Loads one expert's file, checked against what its own card describes.
+
+  Args:
+    path: A file, or the name of a packaged expert.
+
+  Returns:
+    `(params, card)`.
+
+  Raises:
+    ValueError: if the file is damaged or its leaves are not those of the described network.
+    FileNotFoundError: if there is neither such a file nor such a packaged expert.
+  """
+  file = packaged.find(str(path)) if str(path) in packaged.names() else path
+  if not os.path.isfile(file):
+    raise FileNotFoundError(
+        f"'{path}' is neither a file nor a packaged expert; packaged are: "
+        f'{", ".join(packaged.names()) or "none"}.')
+  description = packaged.card(file)['config']
+  return packaged.load(file, like=shapes(description))
+
+
+def build(
+    experts: Mapping[str, tuple[Any, Description]], compose: Description
+) -> world_model.WorldModel:
+  """A world model out of loaded experts.
+
+  Args:
+    experts: `{name: (params, description)}` with 'base' and any of 'short_term', 'spatial'.
+    compose: 'rule', 'weights' (by name), 'sampler', 'num_steps' and 'long_term', the description of
+      the long-term memory of the base, or None for none.
+
+  Raises:
+    ValueError: for an unknown expert, or experts of different environments.
+  """
+  unknown = set(experts) - set(TRAINED)
+  if unknown or 'base' not in experts:
+    raise ValueError(
+        f'Got the experts {sorted(experts)}; expected base and any of {", ".join(TRAINED[1:])}.')
+  params, description = experts['base']
+  env = description['env']
+  for name, (_, other) in experts.items():
+    if other['env'] != env:
+      raise ValueError(
+          f'{name} was trained on {other["env"]}, base on {env}; experts must share their '
+          'environment.')
+  base = base_lib.Base(params=params, model=model(description))
+  memories: dict[str, Any] = {}
+  if 'short_term' in experts:
+    trained, described = experts['short_term']
+    memories['short_term'] = short_term_lib.ShortTerm(
+        params=trained, model=model(described), **dimensions(env))
+  if compose['long_term'] is not None:
+    memories['long_term'] = long_term(compose['long_term'], base, env)
+  if 'spatial' in experts:
+    trained, described = experts['spatial']
+    memories['spatial'] = spatial_lib.Spatial(params=trained, model=spatial_model(described))
+  weights = compose['weights']
+  return world_model.WorldModel(
+      base=base,
+      memories={n: m.replace(weight=float(weights.get(n, 1.0))) for n, m in memories.items()},
+      rule=composition.rule_by_name(compose['rule']), sampler=sampler(compose['sampler']),
+      num_steps=compose['num_steps'], chunk=description['model']['target'], **dimensions(env))
+
+
+# How the packaged Memory Cards experts are composed and the long-term memory is written. Chosen on
+# validation episodes, never on those reported.
+CARDS = {
+    'rule': 'shared_base',
+    'weights': {'short_term': 1.5, 'long_term': 1.0, 'spatial': 1.5},
+    'sampler': {'name': 'ddim', 'eta': 0.0},
+    'num_steps': 10,
+    'long_term': {
+        'lora': {
+            'rank': 32, 'alpha': 32.0, 'targets': [*lora_lib.TARGETS, 'place'],
+            'table_scale': 100.0},
+        'writing': {
+            'steps': 100, 'clips_per_step': 1, 'target': 7, 'capacity': 128, 'balance': 1.0,
+            'objective': {
+                'regime': 'clean_context', 'weighting': 'v', 'null_rate': 1.0,
+                'partial_rate': 0.0, 'time_power': 0.1},
+            'optimizer': {'name': 'adam', 'learning_rate': 1e-3, 'halving_steps': 50}},
+        'baseline': 'base',
+        'reading': 'low_rank',
+    },
+}
+
+
+def load(name: str = 'cards', *, compose: Description | None = None) -> world_model.WorldModel:
+  """The packaged world model of that name with all its experts.
+
+  Args:
+    name: 'cards'.
+    compose: Overrides of `CARDS` ('rule', 'weights', 'sampler', 'num_steps', 'long_term').
+
+  Raises:
+    ValueError: if no experts of that name are packaged.
+  """
+  if f'{name}_base' not in packaged.names():
+    known = sorted({n.removesuffix('_base') for n in packaged.names() if n.endswith('_base')})
+    raise ValueError(
+        f'No packaged world model is named {name!r}. There are: {", ".join(known) or "none"}.')
+  experts = {}
+  for kind in TRAINED:
+    params, card = load_expert(f'{name}_{kind}')
+    experts[kind] = (params, card['config'])
+  return build(experts, {**CARDS, **(compose or {})})
