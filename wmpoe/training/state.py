@@ -1,0 +1,296 @@
+"""What is trained and how one step changes it.
+
+The state (step, parameters, moving average, optimiser), the options, and the jitted update.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, Literal, Protocol
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Literal["cosine", "constant"]
+
+_RESERVED = frozenset({
+  "kind", "step", "loss", "grad_norm", "update_norm", "learning_rate", "steps_per_second",
+  "seconds", "examples",
+})  # fmt: skip
+
+
+class Task(Protocol):
+  """What is to be learned: two pure functions."""
+
+  def init(self, key: jax.Array) -> Any:
+    """Returns the initial parameters."""
+
+  def loss(self, params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns (scalar loss, dict of scalar metrics) of one batch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+  """Options of a training.
+
+  Attributes:
+    steps: number of updates.
+    batch_size: expected leading axis of every batch leaf; None takes what comes.
+    learning_rate: after the warm-up.
+    warmup_steps: updates of linear warm-up.
+    schedule: 'cosine' (to zero at `steps`) or 'constant'.
+    weight_decay: decoupled, on matrices only.
+    clip_norm: largest gradient norm, None for no clipping.
+    b1: AdamW's first decay.
+    b2: AdamW's second decay.
+    ema_decay: of the parameters' moving average, in [0, 1).
+    log_every: steps between rows of metrics.jsonl; a row holds means over them.
+    checkpoint_every: steps between checkpoints; the last step always has one.
+    eval_every: steps between evaluations, None for the last step only.
+    keep: number of checkpoints kept.
+    seed: of the initial parameters and of the steps' keys.
+    max_seconds: stop with a checkpoint after this wall time of one session, None for no limit.
+  """
+
+  steps: int
+  batch_size: int | None = None
+  learning_rate: float = 1e-3
+  warmup_steps: int = 100
+  schedule: Schedule = "cosine"
+  weight_decay: float = 0.0
+  clip_norm: float | None = 1.0
+  b1: float = 0.9
+  b2: float = 0.99
+  ema_decay: float = 0.999
+  log_every: int = 50
+  checkpoint_every: int = 500
+  eval_every: int | None = None
+  keep: int = 2
+  seed: int = 0
+  max_seconds: float | None = None
+
+  def __post_init__(self) -> None:
+    """Checks the ranges.
+
+    Raises:
+      ValueError: naming the option, what was given and what is expected.
+    """
+    for name in ("steps", "log_every", "checkpoint_every", "keep"):
+      _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+    for name in ("batch_size", "eval_every"):
+      value = getattr(self, name)
+      _expect(name, value, value is None or value >= 1, "at least 1, or None")
+    for name in ("clip_norm", "max_seconds"):
+      value = getattr(self, name)
+      _expect(name, value, value is None or value > 0, "more than 0, or None")
+    _expect("learning_rate", self.learning_rate, self.learning_rate > 0, "more than 0")
+    for name in ("warmup_steps", "weight_decay"):
+      _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+    for name in ("ema_decay", "b1", "b2"):
+      _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+    _expect(
+      "schedule", self.schedule, self.schedule in ("cosine", "constant"), "'cosine' or 'constant'"
+    )
+
+
+class TrainState(struct.PyTreeNode):
+  """Everything a training step changes, as one pytree.
+
+  Attributes:
+    step: number of updates done so far, int32 scalar.
+    params: the parameters being trained.
+    ema: exponential moving average of `params`, same structure.
+    opt_state: the state of the optax optimiser.
+  """
+
+  step: jax.Array
+  params: Any
+  ema: Any
+  opt_state: Any
+
+
+def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+  """Returns the state before the first step; the average starts at the parameters."""
+  params = jax.tree.map(jnp.asarray, params)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    # The trainer donates the state, and one buffer cannot be donated twice: copy.
+    ema=jax.tree.map(jnp.copy, params),
+    opt_state=optimizer.init(params),
+  )
+
+
+def update_ema(ema: Any, params: Any, *, step: jax.Array, decay: float) -> Any:
+  """Moves the average towards the parameters.
+
+  ema <- d ema + (1 - d) params, d = min(decay, (1 + n) / (10 + n)) at update n = 0, 1, ...: the
+  average forgets the initial parameters quickly and reaches its full memory later.
+
+  Args:
+    ema: the average so far.
+    params: the new parameters.
+    step: number of updates done before this one, n above.
+    decay: the decay reached in the long run, in [0, 1).
+
+  Returns:
+    The new average.
+  """
+  n = step.astype(jnp.float32)
+  d = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+  return jax.tree.map(lambda e, p: (e + (1.0 - d) * (p - e)).astype(e.dtype), ema, params)
+
+
+def learning_rate_schedule(
+  *,
+  learning_rate: float,
+  warmup_steps: int,
+  total_steps: int,
+  schedule: Schedule = "cosine",
+) -> Callable[[Any], jax.Array]:
+  """Returns the learning rate as a function of the step (0 for the first update).
+
+  Linear warm-up over `warmup_steps` updates, the first of which already moves, then either
+  constant or half a cosine that reaches zero at `total_steps`.
+
+  Raises:
+    ValueError: for an unknown schedule name.
+  """
+  if schedule not in ("cosine", "constant"):
+    raise ValueError(
+      f"Unknown learning rate schedule {schedule!r}: expected 'cosine' or 'constant'."
+    )
+
+  def rate(step: Any) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    warm = jnp.minimum(1.0, (step + 1.0) / max(warmup_steps, 1))
+    if schedule == "constant":
+      return learning_rate * warm
+    progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+    return learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+  return rate
+
+
+def decay_mask(params: Any) -> Any:
+  """Returns a tree of bools: True where weight decay applies.
+
+  Decay is for matrices and larger kernels. Vectors, and whatever is called bias or scale or
+  belongs to a norm (these may have more axes when layers are stacked), are left alone.
+  """
+
+  def decays(path: tuple[Any, ...], leaf: Any) -> bool:
+    names = [str(getattr(k, "key", getattr(k, "name", k))).lower() for k in path]
+    named_off = bool(names) and (
+      names[-1] in ("bias", "scale") or any("norm" in name for name in names)
+    )
+    return jnp.ndim(leaf) >= 2 and not named_off
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(
+  *,
+  learning_rate: float,
+  warmup_steps: int,
+  total_steps: int,
+  schedule: Schedule = "cosine",
+  weight_decay: float = 0.0,
+  clip_norm: float | None = 1.0,
+  b1: float = 0.9,
+  b2: float = 0.99,
+) -> optax.GradientTransformation:
+  """Returns AdamW (Loshchilov and Hutter, arXiv 1711.05101) with warm-up and clipping.
+
+  Args:
+    learning_rate: the rate after the warm-up.
+    warmup_steps: updates of linear warm-up.
+    total_steps: where the cosine ends; without effect for 'constant'.
+    schedule: 'cosine' or 'constant' after the warm-up.
+    weight_decay: decoupled decay, applied where `decay_mask` says.
+    clip_norm: largest global norm of the gradient; None for no clipping.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+
+  Raises:
+    ValueError: for an unknown schedule name.
+  """
+  rate = learning_rate_schedule(
+    learning_rate=learning_rate,
+    warmup_steps=warmup_steps,
+    total_steps=total_steps,
+    schedule=schedule,
+  )
+  adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask)
+  if clip_norm is None:
+    return adamw
+  return optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+
+
+def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
+  """Returns the optimiser that a configuration describes."""
+  return make_optimizer(
+    learning_rate=config.learning_rate,
+    warmup_steps=config.warmup_steps,
+    total_steps=config.steps,
+    schedule=config.schedule,
+    weight_decay=config.weight_decay,
+    clip_norm=config.clip_norm,
+    b1=config.b1,
+    b2=config.b2,
+  )
+
+
+def make_train_step(
+  task: Task, config: TrainConfig
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, Any]]]:
+  """Returns the jitted update `(state, batch, key) -> (state, metrics)`; it donates the state.
+
+  The step's own key is fold_in(key, state.step). Metrics are those of the task plus loss,
+  grad_norm (before clipping), update_norm and learning_rate.
+  """
+  optimizer = optimizer_of(config)
+  rate = learning_rate_schedule(
+    learning_rate=config.learning_rate,
+    warmup_steps=config.warmup_steps,
+    total_steps=config.steps,
+    schedule=config.schedule,
+  )
+
+  def train_step(
+    state: TrainState, batch: Any, key: jax.Array
+  ) -> tuple[TrainState, dict[str, Any]]:
+    step_key = jax.random.fold_in(key, state.step)
+    (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(
+      state.params, batch, step_key
+    )
+    _check_metrics(metrics)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = update_ema(state.ema, params, step=state.step, decay=config.ema_decay)
+    metrics = {
+      "loss": loss,
+      **metrics,
+      "grad_norm": optax.tree.norm(grads),
+      "update_norm": optax.tree.norm(updates),
+      "learning_rate": rate(state.step),
+    }
+    new = state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+    return new, metrics
+
+  return jax.jit(train_step, donate_argnums=0)
+
+
+def _expect(name: str, given: Any, fine: bool, expected: str) -> None:
+  if not fine:
+    raise ValueError(f"TrainConfig.{name} = {given!r}: expected {expected}.")
+
+
+def _check_metrics(metrics: Mapping[str, Any]) -> None:
+  taken = sorted(_RESERVED & metrics.keys())
+  if taken:
+    raise ValueError(f"The task's metrics {taken} have names that the trainer uses: rename them.")
+  shaped = {name: jnp.shape(value) for name, value in metrics.items() if jnp.shape(value)}
+  if shaped:
+    raise ValueError(f"The task's metrics {shaped} have axes: expected scalars, take means.")

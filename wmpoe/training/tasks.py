@@ -1,0 +1,98 @@
+"""What each expert is trained on: pure init and loss for the trainer."""
+
+import dataclasses
+from typing import Any
+
+import chex
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+
+from wmpoe.experts import expert
+from wmpoe.experts import objective as objective_lib
+from wmpoe.experts import spatial
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoisingTask:
+  """Base and short-term experts: denoise the frames that follow a context.
+
+  Attributes:
+    model: The static model.
+    objective: Noise levels and context dropout.
+    action_dim: A.
+    pose_dim: P.
+    initial: Optional parameters to start from (a fork of another expert).
+  """
+
+  model: expert.Model
+  objective: objective_lib.Objective
+  action_dim: int
+  pose_dim: int
+  initial: Any = None
+
+  def init(self, key: chex.PRNGKey) -> Any:
+    """Fresh parameters, or those of the expert this one is forked from."""
+    if self.initial is not None:
+      return jax.tree.map(jnp.asarray, self.initial)
+    return self.model.init(key, action_dim=self.action_dim, pose_dim=self.pose_dim)
+
+  def loss(
+      self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The clip loss of a batch of the pipeline."""
+    return objective_lib.clip_loss(self.model, params, _clip(batch), key, self.objective), {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpatialTask:
+  """The spatial expert: encoder and denoiser, trained together through the map.
+
+  Attributes:
+    model: Static.
+    objective: Noise levels and context dropout of the clip.
+    empty_rate: Probability that a sample's map is left empty (trains the baseline).
+    action_dim: A.
+    pose_dim: P.
+    initial: Optional parameters of a base; the denoiser is forked from it, new leaves are fresh.
+  """
+
+  model: spatial.SpatialModel
+  objective: objective_lib.Objective
+  empty_rate: float
+  action_dim: int
+  pose_dim: int
+  initial: Any = None
+
+  def init(self, key: chex.PRNGKey) -> Any:
+    """Fresh parameters; those the base has too are the base's."""
+    params = self.model.init(key, action_dim=self.action_dim, pose_dim=self.pose_dim)
+    if self.initial is None:
+      return params
+    fork = traverse_util.flatten_dict(self.initial)
+    own = traverse_util.flatten_dict(params['denoiser'])
+    misfits = [
+        '/'.join(path) for path, leaf in fork.items()
+        if path not in own or own[path].shape != leaf.shape]
+    if misfits:
+      raise ValueError(f'The base to fork from has leaves this network lacks: {misfits}.')
+    own.update({path: jnp.asarray(leaf) for path, leaf in fork.items()})
+    return {**params, 'denoiser': traverse_util.unflatten_dict(own)}
+
+  def loss(
+      self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss through the map, of a batch of `RandomClip(history=...)`."""
+    history = objective_lib.Clip(
+        frames=batch['history_frames'], actions=batch['history_actions'],
+        poses=batch['history_poses'], valid=batch['history_valid'])
+    loss = spatial.spatial_loss(
+        self.model, params, _clip(batch), history, key, self.objective,
+        empty_rate=self.empty_rate)
+    return loss, {}
+
+
+def _clip(batch: dict[str, Any]) -> objective_lib.Clip:
+  return objective_lib.Clip(
+      frames=batch['frames'], actions=batch['actions'], poses=batch['poses'],
+      valid=batch['valid'])
