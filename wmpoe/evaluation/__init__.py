@@ -1,0 +1,1 @@
+"""Evaluation: metrics, bootstrap intervals, the one result format, reports and films."""

@@ -1,0 +1,376 @@
+"""Memory Cards recall: write reveal and cover into memory, imagine the second reveal, score it.
+
+The history is never in the base's context (a pause separates them), so whatever is right above
+chance was remembered. Controls: no memory (the base), another episode's memory, shuffled history.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmpoe import world_model
+from wmpoe.data import cards
+from wmpoe.data import episode
+from wmpoe.evaluation import film
+from wmpoe.evaluation import metrics
+from wmpoe.evaluation import results
+
+MEMORIES = ('short_term', 'long_term', 'spatial')
+_PIECE = 10  # inner steps between two signs of life
+
+# (what is being done, share of it done in [0, 1])
+Progress = Callable[[str, float], None]
+
+
+def prefixed(progress: Progress, prefix: str) -> Progress:
+  """Progress whose every text begins with `prefix`."""
+  return lambda text, share: progress(prefix + text, share)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Future:
+  """A second reveal to imagine: the truth and its events.
+
+  Attributes:
+    truth: True frames with actions and poses [E T ...].
+    frame: [E N] frame of each uncovering, counted from the first imagined frame.
+    tile: [E N] which card.
+    age: [E N] frames between the start of the imagined chunk and the last sight of the card.
+  """
+
+  truth: episode.Observation
+  frame: np.ndarray
+  tile: np.ndarray
+  age: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+  """E held-out episodes.
+
+  Attributes:
+    history: Reveal and cover [E H ...].
+    same: The second reveal in the order of the first.
+    new: The second reveal in an order never walked in the history.
+    cards: [E N] true symbols.
+    templates: The symbols under the cursor, then the cover.
+    indices: Index of each episode in its split.
+    split: The split.
+  """
+
+  history: episode.Observation
+  same: Future
+  new: Future
+  cards: np.ndarray
+  templates: np.ndarray
+  indices: tuple[int, ...]
+  split: str
+
+
+def problem(
+    config: cards.CardsConfig, indices: Sequence[int], *, split: str, chunk: int
+) -> Problem:
+  """The recall problem on the given episodes of a split; futures are whole chunks long."""
+  timing = cards.script_timing(config)
+  length = -(-timing.reveal // chunk) * chunk
+
+  def future(order):
+    sims = [cards.script_episode(i, config, split, order) for i in indices]
+    truth = episode.stack(
+        [cards.to_episode(s, config) for s in sims], start=timing.history,
+        stop=timing.history + length)
+    events = np.stack([
+        s.events[np.isin(s.events[:, 0], timing.uncover_frames)] for s in sims])
+    frame = events[..., 0] - timing.history
+    start = frame // chunk * chunk + timing.history
+    return sims, Future(
+        truth=truth, frame=frame, tile=events[..., 1], age=start - events[..., 2])
+
+  sims, same = future('same')
+  _, new = future('new')
+  history = episode.stack(
+      [cards.to_episode(s, config) for s in sims], stop=timing.history)
+  return Problem(
+      history=history, same=same, new=new, cards=np.stack([s.cards for s in sims]),
+      templates=cards.templates(config, cursor=True), indices=tuple(indices), split=split)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+  """What is measured: which memories, read how.
+
+  Attributes:
+    memories: Composed with the base.
+    new_order: Imagine the second reveal in an order never walked.
+    memory_of: 'own', 'other' (the next episode's) or 'shuffled' (own history in random order).
+  """
+
+  memories: tuple[str, ...] = ()
+  new_order: bool = False
+  memory_of: str = 'own'
+
+
+def standard_arms(memories: Sequence[str]) -> dict[str, Arm]:
+  """The arms of the demo and of the recall protocol, for the memories a model has."""
+  arms = {'base': Arm()} | {name: Arm(memories=(name,)) for name in memories}
+  if 'long_term' in memories:
+    arms['long_term_new_order'] = Arm(memories=('long_term',), new_order=True)
+  if len(memories) > 1:
+    arms['all'] = Arm(memories=tuple(memories))
+  return arms
+
+
+def standard_controls(memories: Sequence[str]) -> dict[str, Arm]:
+  """Another episode's memory and a shuffled history, for everything composed."""
+  if not memories:
+    return {}
+  return {
+      'other_episode': Arm(memories=tuple(memories), memory_of='other'),
+      'shuffled_history': Arm(memories=tuple(memories), memory_of='shuffled'),
+  }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+  """What one arm showed: per-event scores and frames of every seed.
+
+  Attributes:
+    scores: Arrays [S E N] as `metrics.card_recall` names them.
+    psnr: [S E].
+    frames: [E T H W 3] uint8 of the first seed.
+    age: [E N].
+    write_ms_per_episode: Mean over seeds; of all the arm's memories.
+    read_ms_per_frame: Mean over seeds.
+  """
+
+  scores: Mapping[str, np.ndarray]
+  psnr: np.ndarray
+  frames: np.ndarray
+  age: np.ndarray
+  write_ms_per_episode: float
+  read_ms_per_frame: float
+
+
+@functools.partial(jax.jit, static_argnames='name')
+def _write(model, name, state, history, key):
+  return model.memories[name].write(state, history, key)
+
+
+@functools.partial(jax.jit, static_argnames='steps')
+def _fit(memory, state, keys, steps):
+  return memory.fit(state, keys, steps=steps)
+
+
+_append: Any = jax.jit(lambda memory, state, history: memory.append(state, history))
+_imagine: Any = jax.jit(lambda model, state, actions, poses, key: model.imagine(
+    state, actions, poses, key)[1])
+
+
+def timed(function: Any, *args: Any, **options: Any) -> tuple[Any, float]:
+  """Calls a jitted function; a call that compiled is repeated. Returns output and its seconds."""
+  for _ in range(2):
+    programs, begun = function._cache_size(), time.perf_counter()
+    out = jax.block_until_ready(function(*args, **options))
+    seconds = time.perf_counter() - begun
+    if function._cache_size() == programs:
+      break
+  return out, seconds
+
+
+def fit(
+    memory: Any, state: Any, keys: jax.Array, steps: int, progress: Progress
+) -> tuple[Any, float]:
+  """Runs inner steps a few at a time, to report progress; gives what a single call gives.
+
+  Returns:
+    The written state and the seconds it took, compilation excluded.
+  """
+  spent = 0.0
+  for done in range(0, steps, _PIECE):
+    state, seconds = timed(_fit, memory, state, keys, min(_PIECE, steps - done))
+    spent += seconds
+    progress('writing long_term', min(1.0, (done + _PIECE) / steps))
+  return state, spent
+
+
+def write(
+    model: world_model.WorldModel,
+    history: episode.Observation,
+    key: jax.Array,
+    progress: Progress,
+) -> tuple[world_model.WorldState, dict[str, float]]:
+  """Writes the histories [E H ...] into every memory of the model.
+
+  Returns:
+    The state, and the milliseconds per episode of each memory, compilation excluded.
+  """
+  batch = history.frames.shape[0]
+  state = model.init(batch)
+  memories, cost = {}, {}
+  for index, (name, memory) in enumerate(model.memories.items()):
+    empty, key_memory = state.memories[name], jax.random.fold_in(key, index)
+    if hasattr(memory, 'fit'):
+      current = _append(memory, empty, history)
+      keys = jax.random.split(key_memory, batch)
+      memories[name], seconds = fit(memory, current, keys, memory.writing.steps, progress)
+    else:
+      memories[name], seconds = timed(_write, model, name, empty, history, key_memory)
+      progress(f'writing {name}', 1.0)
+    cost[name] = 1e3 * seconds / batch
+  return world_model.WorldState(recent=state.recent.push(history), memories=memories), cost
+
+
+def measure(
+    model: world_model.WorldModel,
+    state: world_model.WorldState,
+    task: Problem,
+    arm: Arm,
+    key: jax.Array,
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, float]:
+  """Imagines one arm from written memories; returns scores, PSNR [E], frames, ms per frame."""
+  future = task.new if arm.new_order else task.same
+  memories = {name: state.memories[name] for name in arm.memories}
+  if arm.memory_of == 'other':
+    memories = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), memories)
+  composed = model.compose('base', *arm.memories)
+  begun = world_model.WorldState(recent=state.recent, memories=memories)
+  frames, seconds = timed(
+      _imagine, composed, begun, future.truth.actions, future.truth.poses, key)
+  frames = np.asarray(frames)
+  scores = metrics.card_recall(
+      frames, future.frame, tile=future.tile, cards=task.cards, templates=task.templates)
+  quality = metrics.psnr(frames, future.truth.frames).mean(axis=1)
+  return scores, quality, frames, 1e3 * seconds / (frames.shape[0] * frames.shape[1])
+
+
+def run(
+    model: world_model.WorldModel,
+    task: Problem,
+    *,
+    arms: Mapping[str, Arm],
+    seeds: Sequence[int],
+    progress: Progress,
+) -> dict[str, Measured]:
+  """Writes and imagines every arm for every seed."""
+  collected: dict[str, list] = {name: [] for name in arms}
+  shuffled = any(arm.memory_of == 'shuffled' for arm in arms.values())
+  for seed in seeds:
+    key = jax.random.key(seed)
+    say = prefixed(progress, f'seed {seed}: ')
+    state, cost = write(model, task.history, jax.random.fold_in(key, 0), say)
+    mixed = state
+    if shuffled:
+      mixed, _ = write(
+          model, shuffle(task.history, seed), jax.random.fold_in(key, 0),
+          prefixed(say, 'shuffled history, '))
+      mixed = dataclasses.replace(mixed, recent=state.recent)
+    for done, (name, arm) in enumerate(arms.items()):
+      source = mixed if arm.memory_of == 'shuffled' else state
+      out = measure(model, source, task, arm, jax.random.fold_in(key, 1))
+      collected[name].append((*out, sum(cost[m] for m in arm.memories)))
+      say(f'imagining {name}', (done + 1) / len(arms))
+  return {name: stack(rows, task, arms[name]) for name, rows in collected.items()}
+
+
+def protocol(
+    model: world_model.WorldModel,
+    task: Problem,
+    *,
+    seeds: Sequence[int],
+    progress: Progress,
+) -> tuple[dict[str, Measured], dict[str, Any], dict[str, Any]]:
+  """The whole recall protocol: every standard arm and control of the model's memories.
+
+  Returns:
+    What was measured, and the summaries of the arms and of the controls.
+  """
+  memories = tuple(model.memories)
+  arms, controls = standard_arms(memories), standard_controls(memories)
+  measured = run(model, task, arms={**arms, **controls}, seeds=seeds, progress=progress)
+  window = model.memories['short_term'].model.context if 'short_term' in memories else None
+  summary = {name: summarize(m, window=window) for name, m in measured.items()}
+  return measured, {k: summary[k] for k in arms}, {k: summary[k] for k in controls}
+
+
+def stages(model: world_model.WorldModel, seeds: int) -> int:
+  """How many different things `protocol` reports to be doing."""
+  memories = tuple(model.memories)
+  arms, controls = standard_arms(memories), standard_controls(memories)
+  return seeds * (len(arms) + len(controls) + 2 * len(memories))
+
+
+def shuffle(history: episode.Observation, seed: int) -> episode.Observation:
+  """Each episode's frames, with their actions and poses, in a random order."""
+  rng = np.random.default_rng(seed)
+  batch, length = history.frames.shape[:2]
+  order = np.stack([rng.permutation(length) for _ in range(batch)])
+  return jax.tree.map(lambda x: np.take_along_axis(
+      np.asarray(x), order.reshape(batch, length, *(1,) * (x.ndim - 2)), axis=1), history)
+
+
+def stack(rows: list, task: Problem, arm: Arm) -> Measured:
+  """Gathers one arm's rows, one per seed: what `measure` returns and the writing cost."""
+  scores, quality, frames, read, wrote = zip(*rows, strict=True)
+  return Measured(
+      scores={k: np.stack([s[k] for s in scores]) for k in scores[0]},
+      psnr=np.stack(quality), frames=frames[0],
+      age=(task.new if arm.new_order else task.same).age,
+      write_ms_per_episode=float(np.mean(wrote)), read_ms_per_frame=float(np.mean(read)))
+
+
+def summarize(measured: Measured, *, window: int | None = None) -> dict[str, dict[str, float]]:
+  """Metrics of one arm with bootstrap intervals over episodes.
+
+  Args:
+    measured: The arm.
+    window: If given, recall is also split into cards last seen inside that many frames before the
+      chunk (`recall_in_window`) and outside (`recall_outside`).
+  """
+  per_episode = lambda x: np.moveaxis(np.asarray(x, np.float64), 0, -1).mean(axis=1)  # [E S]
+  out = {}
+  for name in ('recall', 'covered', 'tile_mse_recall'):
+    out[name] = results.bootstrap(per_episode(measured.scores[name]), seed=0)
+  if window is not None:
+    hits = np.asarray(measured.scores['recall'], np.float64).mean(axis=0)  # [E N]
+    for name, chosen in (
+        ('recall_in_window', measured.age <= window), ('recall_outside', measured.age > window)):
+      if chosen.any():
+        out[name] = results.bootstrap(
+            (hits * chosen).sum(1) / np.maximum(chosen.sum(1), 1), seed=0,
+            weights=chosen.sum(1))
+  out['psnr'] = results.bootstrap(measured.psnr.T, seed=0)
+  fixed = lambda x: {'mean': x, 'low': x, 'high': x, 'n': measured.psnr.shape[1]}
+  out['write_ms_per_episode'] = fixed(measured.write_ms_per_episode)
+  out['read_ms_per_frame'] = fixed(measured.read_ms_per_frame)
+  return out
+
+
+def film_of(task: Problem, measured: Mapping[str, Measured], index: int) -> film.Strip:
+  """Truth, base and composed side by side for one episode, right and wrong cards marked."""
+  best = 'all' if 'all' in measured else next(k for k in reversed(list(measured)) if k != 'base')
+  rows = {'base': measured['base'], best: measured[best]}
+  grid = round(task.cards.shape[1] ** 0.5)
+  marks = [
+      mark for label, m in rows.items() for mark in film.tile_marks(
+          label, task.same.frame[index], tile=task.same.tile[index],
+          right=m.scores['recall'][0, index], grid=grid, size=m.frames.shape[2])]
+  pictures = {'truth': np.asarray(task.same.truth.frames[index])}
+  pictures |= {label: m.frames[index] for label, m in rows.items()}
+  return film.Strip(
+      rows=pictures, marks=tuple(marks),
+      title=f'Episode {task.indices[index]} of {task.split}: the second reveal')
+
+
+def strips(
+    task: Problem, measured: Mapping[str, Measured], *, count: int = 3
+) -> list[film.Strip]:
+  """The film of the first episodes, at the frames that uncover a card."""
+  return [
+      film.select(film_of(task, measured, e), [int(f) for f in task.same.frame[e]])
+      for e in range(min(count, len(task.indices)))]
