@@ -1,0 +1,87 @@
+import json
+
+import pytest
+
+from wmpoe import zoo
+from wmpoe.evaluation import results
+
+
+@pytest.fixture
+def experts(tiny, tmp_path):
+  """The flag that names a tiny base and a tiny spatial expert."""
+  files = {name: tiny.save(tmp_path / f'{name}.npz', tiny.description(name))
+           for name in ('base', 'spatial')}
+  return '--experts=' + ','.join(f'{name}={path}' for name, path in files.items())
+
+
+def _evaluate(wmpoe, tiny, *flags):
+  return wmpoe('eval', tiny.config(), *tiny.env, '--workdir=there', '--episodes=2', '--seeds=1',
+               '--config.compose.num_steps=2', '--config.compose.long_term.writing.steps=2', *flags)
+
+
+def test_recall_of_the_experts_in_files(wmpoe, tiny, tmp_path, experts):
+  done = _evaluate(wmpoe, tiny, experts, '--split=validation')
+  assert done.code == 0, done.err
+  out = results.read(tmp_path / 'there' / 'recall.json')
+  assert list(out['arms']) == ['base', 'long_term', 'spatial', 'long_term_new_order', 'all']
+  assert list(out['controls']) == ['other_episode', 'shuffled_history']
+  assert out['arms']['spatial']['recall']['n'] == 2
+  assert out['references'] == {'recall': {'chance': 0.25}}
+  assert out['meta']['config']['split'] == 'validation'
+  assert out['meta']['config']['compose']['long_term']['writing']['steps'] == 2
+  assert '<svg' in (tmp_path / 'there' / 'recall.html').read_text()
+  assert 'Spatial' in done.out
+  assert 'recall.json' in done.out
+  assert '100 %' in done.err  # progress
+
+
+def test_steps_draws_recall_against_steps_and_seconds(wmpoe, tiny, tmp_path, monkeypatch):
+  monkeypatch.setattr(zoo, 'load', lambda name, compose: tiny.world('long_term'))
+  done = _evaluate(wmpoe, tiny, '--protocol=steps', '--steps=1,2')
+  assert done.code == 0, done.err
+  out = json.loads((tmp_path / 'there' / 'steps.json').read_text())
+  assert list(out['arms']) == ['base', 'long_term_1', 'long_term_2']
+  assert [curve['xlabel'] for curve in out['curves']] == ['inner steps', 'seconds per episode']
+  assert out['curves'][0]['series']['long_term']['x'] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--protocol=recal'], "Unknown protocol 'recal'; expected one of recall, steps."),
+    (['--episodes=1'], '--episodes=1 and --seeds=1: expected at least 2 episodes'),
+    (['--seeds=0'], '--episodes=2 and --seeds=0: expected at least 2 episodes'),
+    (['--experts=base.npz'], "--experts got 'base.npz'; expected name=file, comma separated."),
+    (['--experts=base=nowhere.npz'], "'nowhere.npz' is neither a file nor a packaged expert"),
+    (['--config.env.name=maze'], "'maze'"),
+])
+def test_bad_input_is_named(wmpoe, tiny, flags, message):
+  done = _evaluate(wmpoe, tiny, *flags)
+  assert done.code == 2
+  assert message in done.err
+
+
+def test_steps_needs_a_long_term_memory(wmpoe, tiny, monkeypatch):
+  monkeypatch.setattr(zoo, 'load', lambda name, compose: tiny.world())
+  done = _evaluate(wmpoe, tiny, '--protocol=steps')
+  assert done.code == 2
+  assert 'The protocol steps needs a long-term memory; this model has none.' in done.err
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--experts=spatial={folder}/spatial.npz'], "Got the experts ['spatial']; expected base and"),
+    (['--experts=base={folder}/base.npz,map={folder}/spatial.npz'],
+     "Got the experts ['base', 'map']; expected base and any of"),
+    (['--experts=base={folder}/base.npz,spatial=cards_spatial'],
+     'experts must share their environment'),
+])
+def test_experts_that_do_not_go_together_are_named(
+    wmpoe, tiny, tmp_path, experts, flags, message):
+  done = _evaluate(wmpoe, tiny, *(flag.format(folder=tmp_path) for flag in flags))
+  assert done.code == 2
+  assert message in done.err
+
+
+def test_a_folder_that_cannot_be_made(wmpoe, tiny, tmp_path):
+  (tmp_path / 'file').write_text('here first')
+  done = _evaluate(wmpoe, tiny, '--workdir=file/below')
+  assert done.code == 2
+  assert "Cannot write to the output folder 'file/below' (Not a directory)" in done.err

@@ -1,0 +1,93 @@
+"""What several commands share: flags, progress, output folders."""
+
+from collections.abc import Sequence
+import pathlib
+import sys
+import time
+from typing import Any
+
+from absl import flags as absl_flags
+import ml_collections
+from ml_collections import config_flags
+
+_EXAMPLE = 'configs/cards.py:base'
+
+
+def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+  """Adds `--config=FILE[:VARIANT]` and with it each `--config.key=value` that argv holds."""
+  config_flags.DEFINE_config_file(
+      'config', None, f'Config file and variant, for instance {_EXAMPLE}; single values are set '
+      'by --config.key=value.', flag_values=flags, sys_argv=list(argv))
+
+
+def config_of(flags: absl_flags.FlagValues) -> ml_collections.ConfigDict:
+  """The config the user named.
+
+  Raises:
+    ValueError: if none was.
+  """
+  if flags.config is None:
+    raise ValueError(f'Give a config, for instance --config={_EXAMPLE}.')
+  return flags.config
+
+
+def output_folder(path: str) -> pathlib.Path:
+  """Makes a folder and makes sure that it can be written to, before any work is done.
+
+  Raises:
+    OSError: if it can't be.
+  """
+  folder = pathlib.Path(path)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / '.wmpoe-probe'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise OSError(
+        f"Cannot write to the output folder '{path}' ({error.strerror}); name another with "
+        '--workdir.') from error
+  return folder
+
+
+class Progress:
+  """Tells what is being done and how long is left, on stderr: a live line, or one line per change.
+
+  The share of the whole is `(stage + share) / stages`; a stage may take any number of calls.
+  """
+
+  def __init__(self, stages: int):
+    self.stages, self.stage, self.text = stages, -1, ''
+    self.begun = self.said = time.monotonic()
+    self.live = sys.stderr.isatty()
+
+  def __call__(self, text: str, share: float) -> None:
+    """Says what is being done and which share of it is done; a new text is the next stage."""
+    if text != self.text:
+      self.text, self.stage = text, self.stage + 1
+      self.said = 0.0
+    now = time.monotonic()
+    if now - self.said < (0.2 if self.live else 5.0) and share < 1:
+      return
+    self.said = now
+    whole = min(1.0, (self.stage + share) / max(self.stages, self.stage + 1))
+    spent = now - self.begun
+    left = f', {spent / whole * (1 - whole):.0f} s left' if 0.02 < whole < 1 else ''
+    line = f'{100 * whole:3.0f} %  {text}  ({spent:.0f} s{left})'
+    print(f'\r\033[K{line}' if self.live else line, end='' if self.live else '\n',
+          file=sys.stderr, flush=True)
+
+  def done(self) -> None:
+    """Ends the live line."""
+    if self.live:
+      print(file=sys.stderr)
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The config as nested dicts of plain values, tuples as lists."""
+  def simple(value):
+    if isinstance(value, dict):
+      return {k: simple(v) for k, v in value.items()}
+    return [simple(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+  return simple(config.to_dict())
