@@ -1,0 +1,56 @@
+"""The code that README.md and CONTRIBUTING.md show is run as it stands there."""
+
+import dataclasses
+import pathlib
+import re
+
+import jax
+import numpy as np
+
+from wmpoe import world_model
+from wmpoe import zoo
+from wmpoe.data import cards
+from wmpoe.data import episode
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _python(document):
+  text = (_ROOT / document).read_text(encoding='utf-8')
+  return re.findall(r'```python\n(.*?)```', text, flags=re.DOTALL)
+
+
+def test_the_readme_snippet_runs_as_it_stands(monkeypatch):
+  # Fewer inner steps: what is tested is that every line does what it says.
+  short = {**zoo.CARDS['long_term'], 'writing': {**zoo.CARDS['long_term']['writing'], 'steps': 2}}
+  monkeypatch.setitem(zoo.CARDS, 'long_term', short)
+  (snippet,) = _python('README.md')
+  assert len(snippet.strip().splitlines()) <= 22
+  names = {}
+  exec(snippet, names)
+  assert names['frames'].shape == (2, 14, 32, 32, 3)
+  assert names['frames'].dtype == np.uint8
+  assert set(names['lean'].memories) == {'spatial'}
+  # The spatial memory has seen every card: what it imagines is close to the truth.
+  error = np.abs(names['frames'].astype(float) - names['then'].frames.astype(float)).mean()
+  assert error < 5.0
+
+
+def test_the_expert_of_contributing_composes_with_the_others():
+  expert_code, use = _python('CONTRIBUTING.md')
+  names = {}
+  exec(expert_code + use, names)
+  model = dataclasses.replace(names['model'], num_steps=4)
+  world = cards.CardsConfig()
+  episodes = [cards.to_episode(cards.script_episode(i, world, 'test'), world) for i in range(2)]
+  seen = episode.stack(episodes, stop=10)
+  then = episode.stack(episodes, start=10, stop=17)
+  state = world_model.WorldModel.observe(model, model.init(2), seen, jax.random.key(0))
+  assert set(state.memories) == {'spatial', 'mean_frame'}
+  np.testing.assert_allclose(state.memories['mean_frame'][1], 10.0)
+  imagine = jax.jit(world_model.WorldModel.imagine)
+  _, frames = imagine(model, state, then.actions, then.poses, jax.random.key(1))
+  without = model.compose('base', 'spatial')
+  _, other = imagine(without, state, then.actions, then.poses, jax.random.key(1))
+  assert frames.shape == other.shape == (2, 7, 32, 32, 3)
+  assert np.any(frames != other)
