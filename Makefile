@@ -31,7 +31,7 @@ demo: $(VENV)/installed-demo
 	$(BIN)/python -m wmpoe demo
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -48,7 +48,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
+	$(LOWEST)/bin/python -m pytest -n auto $(PYTEST_ARGS)
 
 # The stamps: an interrupted venv or install leaves none behind and is begun anew.
 $(VENV)/made:

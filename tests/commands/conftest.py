@@ -78,15 +78,6 @@ class Tiny:
         **zoo.CARDS, 'num_steps': 2, 'long_term': written if 'long_term' in memories else None})
 
 
-@pytest.fixture(scope='package', autouse=True)
-def _compile_fast():
-  """Nearly all the time here is compilation; what the programs compute is tested elsewhere."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
-
-
 @pytest.fixture
 def tiny():
   return Tiny()
