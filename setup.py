@@ -25,6 +25,9 @@ _EXTRAS = {
   'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
 }
 _EXTRAS['all'] = sorted(set().union(*_EXTRAS.values()))
+# The simulator of Memory Maze, only to collect new episodes. Apart from 'all': it works with
+# exactly these versions, which are old and not built for every Python.
+_EXTRAS['maze'] = ['memory-maze==1.0.3', 'gym==0.26.2', 'dm_control==1.0.28', 'mujoco==3.3.0']
 
 setuptools.setup(
   name='wmpoe',

@@ -1,19 +1,26 @@
-"""Writes episodes of an environment to disk, in the project's format.
+"""Writes episodes of an environment to disk. The same command goes on with an unfinished folder.
 
   python -m wmpoe collect --config=configs/cards.py --episodes=100 --workdir=data/cards
+  python -m wmpoe collect --config=configs/memory_maze.py --episodes=100 --workdir=data/maze/train
 
-One npz per episode (frames, actions, poses, meta) and a spaces.json. The same command goes on with
-a folder that is not complete yet.
+Memory Cards: one npz per episode in the project's format (frames, actions, poses, meta), and a
+spaces.json. Memory Maze: rendered by its simulator (pip install wmpoe[maze]), one npz per episode
+in the fields of the public dataset, and a collection.json with coverage and revisits.
 """
 
 from collections.abc import Sequence
+import sys
 import time
+from typing import Any
 
 from absl import flags as absl_flags
 
 from wmpoe import zoo
 from wmpoe.commands import common
 from wmpoe.data import cards
+from wmpoe.data import maze_collection
+
+_ONLY = {'cards': ('kind',), 'memory_maze': ('size', 'length', 'policy', 'seed', 'processes')}
 
 
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
@@ -23,8 +30,15 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   define('string', 'workdir', 'outputs/episodes', 'Folder to write to.')
   define('integer', 'episodes', 10, 'How many episodes.')
   define('string', 'split', 'train', f'One of {", ".join(cards.SPLITS)}.')
-  define('string', 'kind', None, "'walk', 'script', or both in turn if not given.")
   define('boolean', 'overwrite', False, 'Delete what is there instead of going on with it.')
+  define('string', 'kind', None, "Cards: 'walk', 'script', or both in turn if not given.")
+  define('integer', 'size', None, "Maze: cells a side (9, 11, 13, 15); the config's if not given.")
+  define('integer', 'length', None, "Maze: simulator steps per episode; the config's if not given.")
+  define('string', 'policy', None,
+         f'Maze: one of {", ".join(maze_collection.POLICIES)} (mixed: both in turn, the default).')
+  define('integer', 'seed', None, 'Maze: another seed gives other episodes (0 if not given).')
+  define('integer', 'processes', None, 'Maze: how many simulators run at a time (1 if not given).')
+  define('boolean', 'strict', False, 'Maze: stop at an episode that cannot be made.')
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -32,14 +46,55 @@ def run(flags: absl_flags.FlagValues) -> None:
   config = common.config_of(flags)
   if flags.episodes < 1:
     raise ValueError(f'--episodes={flags.episodes}: expected at least 1.')
-  env = zoo.environment(common.plain(config)['env'])
+  env = common.plain(config)['env']
+  for name, others in _ONLY.items():
+    given = [f'--{flag}' for flag in others if flags[flag].value is not None]
+    if given and name != env['name']:
+      raise ValueError(f'{", ".join(given)}: only for {name}; the config is of {env["name"]}.')
+  if env['name'] == 'memory_maze':
+    _collect_maze(flags, env)
+  else:
+    _collect_cards(flags, env)
+
+
+def _collect_cards(flags: absl_flags.FlagValues, env: dict[str, Any]) -> None:
+  world = zoo.environment(env)
   folder = common.output_folder(flags.workdir)
   progress, begun = common.Progress(1), time.monotonic()
   for step in cards.collect(
-      folder, episodes=flags.episodes, kind=flags.kind, split=flags.split, config=env,
+      folder, episodes=flags.episodes, kind=flags.kind, split=flags.split, config=world,
       overwrite=flags.overwrite):
     progress(f'collecting into {folder}', step.done / step.total)
   progress.done()
   print(f'wrote {flags.episodes} episodes to {folder} ({time.monotonic() - begun:.1f} s); next: '
         f"python -c \"from wmpoe.data import episode; "
         f"print(episode.Episode.load('{folder}/episode_00000.npz').frames.shape)\"")
+
+
+def _collect_maze(flags: absl_flags.FlagValues, env: dict[str, Any]) -> None:
+  asked = {n: flags[n].value for n in ('size', 'length') if flags[n].value is not None}
+  world = zoo.environment({**env, **asked})
+  settings = maze_collection.Settings(
+      env=world, policy=flags.policy or 'mixed', split=flags.split, seed=flags.seed or 0)
+  folder = common.output_folder(flags.workdir)
+  progress, begun, written, bad = common.Progress(1), time.monotonic(), 0, {}
+  for step in maze_collection.collect(
+      folder, settings, episodes=flags.episodes, processes=flags.processes or 1,
+      strict=flags.strict, overwrite=flags.overwrite):
+    text = f'collecting {step.total} of {flags.episodes} episodes into {folder}'
+    progress(text, step.done / step.total)
+    if step.error:
+      bad[step.path.name] = step.error
+      progress.done()
+      print(f'{step.path}: {step.error}', file=sys.stderr)
+    else:
+      written += 1
+  progress.done()
+  seconds = time.monotonic() - begun
+  report = maze_collection.finish(folder, settings, episodes=flags.episodes, bad=bad)
+  print(maze_collection.describe(report))
+  rate = written * world.length / seconds
+  print(f'wrote {written} episodes to {folder} ({seconds:.0f} s, {rate:.1f} frames/s); report: '
+        f'{folder / maze_collection.INDEX}')
+  print('next: python -c "from wmpoe.data import memory_maze; '
+        f"print(memory_maze.MazeFolder('{folder}')[0].frames.shape)\"")
