@@ -1,8 +1,11 @@
 """Settings of the whole suite."""
 
 import os
+import pathlib
+import sys
 
 import hypothesis
+import pytest
 
 # Most of the suite's time is compilation; here, and in the processes that tests start, XLA does
 # without its costly optimisations. One setting for all: programs compiled differently differ in
@@ -12,3 +15,18 @@ os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 # The same examples in every run, and no deadline: the first call of a jitted function compiles.
 hypothesis.settings.register_profile('wmpoe', derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile('wmpoe')
+
+
+@pytest.fixture
+def simulator(monkeypatch):
+  """Stands in for the simulator of Memory Maze: the same calls, without physics and rendering."""
+  forgotten = _forget_simulator()
+  monkeypatch.syspath_prepend(pathlib.Path(__file__).parent / 'fake_simulator')
+  yield
+  _forget_simulator()
+  sys.modules.update(forgotten)
+
+
+def _forget_simulator():
+  names = [name for name in sys.modules if name.partition('.')[0] == 'memory_maze']
+  return {name: sys.modules.pop(name) for name in names}

@@ -76,10 +76,13 @@ def _collect_maze(flags: absl_flags.FlagValues, env: dict[str, Any]) -> None:
   world = zoo.environment({**env, **asked})
   settings = maze_collection.Settings(
       env=world, policy=flags.policy or 'mixed', split=flags.split, seed=flags.seed or 0)
+  processes = 1 if flags.processes is None else flags.processes
+  if processes < 1:
+    raise ValueError(f'--processes={processes}: expected at least 1.')
   folder = common.output_folder(flags.workdir)
   progress, begun, written, bad = common.Progress(1), time.monotonic(), 0, {}
   for step in maze_collection.collect(
-      folder, settings, episodes=flags.episodes, processes=flags.processes or 1,
+      folder, settings, episodes=flags.episodes, processes=processes,
       strict=flags.strict, overwrite=flags.overwrite):
     text = f'collecting {step.total} of {flags.episodes} episodes into {folder}'
     progress(text, step.done / step.total)

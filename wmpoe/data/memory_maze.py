@@ -4,7 +4,8 @@ Conventions, measured on the public files: positions (x, y) are in cells, cell (
 layout covers x in [column, column + 1) and y in [row, row + 1), the outer wall is left out. The
 heading is the angle of the viewing direction from the x axis, counter-clockwise, in radians:
 turning left raises it. Action t is the one that LED to frame t. A frame has a border of 2 pixels in
-the colour of the object to be found; it is no part of the world and is cropped by `subsample`.
+the colour of the object to be found; it is no part of the world and is cropped by `subsample`. The
+relative vectors of the files (targets_vec) are (to the right, ahead) and not read.
 
 Shapes: T frames, H W pixels, N cells a side, M targets. NumPy only.
 """
@@ -31,6 +32,10 @@ FIELDS = {
     'maze_layout': ('uint8', 'T N N'),
     'targets_pos': ('float32', 'T M 2'),
 }
+# The camera: of all values tried, these explain best where floor, walls and sky are in the files.
+FIELD_OF_VIEW = np.deg2rad(80.0)  # of the whole frame with its border, in width as in height
+CAMERA_PITCH = np.arctan(0.1)  # down
+CAMERA_AHEAD, CAMERA_HEIGHT, WALL_HEIGHT = 0.075, 0.45, 0.75  # cells
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -321,6 +326,11 @@ def _files(
 
 
 # ------------------------------------------------------------------------------------------- poses
+
+
+def half_view(*, image: int = 64, border: int = 2) -> float:
+  """Half the field of view, in radians, of frames of `image` pixels without their border."""
+  return float(np.arctan(np.tan(FIELD_OF_VIEW / 2) * (1 - 2 * border / image)))
 
 
 def wrap(angle: np.ndarray) -> np.ndarray:
