@@ -105,6 +105,9 @@ def test_a_bad_episode_is_named_and_strict_stops(wmpoe, simulator):
   assert 'there/000000.npz: episode of seed 19 cannot be made (FloatingPointError' in done.err
   assert '1 episodes, 1 bad' in done.out
   assert 'bad: 000000.npz: episode of seed 19 cannot be made' in done.out
+  none = wmpoe('collect', MAZE, '--workdir=other', *SMALL, *flags, '--episodes=1')
+  assert none.code == 2
+  assert 'None of the 1 episodes could be made' in none.err
   strict = _maze(wmpoe, *flags, '--strict')
   assert strict.code == 2
   assert 'there/000000.npz: episode of seed 19' in strict.err

@@ -99,21 +99,26 @@ def test_an_episode_the_reader_would_refuse_is_never_written(collect, monkeypatc
   assert _names(folder) == ['collection.json']
 
 
-def test_what_hits_every_episode_is_no_bad_episode(collect, monkeypatch):
-  def full(path, write):
-    raise OSError('disk full')
+def _raises(error):
+  def raises(*args, **options):
+    raise error
 
-  folder, _ = collect(episodes=1)
-  monkeypatch.setattr(maze_collection.episode, 'write_atomically', full)
+  return raises
+
+
+def test_what_hits_every_episode_is_no_bad_episode(collect, monkeypatch):
+  collect(episodes=1)
+  with monkeypatch.context() as patch:
+    patch.setattr(maze_simulator, 'run', _raises(ImportError('no OpenGL')))
+    with pytest.raises(ImportError, match='no OpenGL'):
+      collect(episodes=2)
+  monkeypatch.setattr(maze_collection.episode, 'write_atomically', _raises(OSError('disk full')))
   with pytest.raises(OSError, match='disk full'):
     collect(episodes=2)
 
 
 def test_without_a_simulator_nothing_is_made(tmp_path, monkeypatch):
-  def missing():
-    raise ImportError('pip install wmpoe[maze]')
-
-  monkeypatch.setattr(maze_simulator, 'require', missing)
+  monkeypatch.setattr(maze_simulator, 'require', _raises(ImportError('pip install wmpoe[maze]')))
   with pytest.raises(ImportError, match=r'wmpoe\[maze\]'):
     maze_collection.collect(tmp_path / 'there', maze_collection.Settings(), episodes=1)
   assert not (tmp_path / 'there').exists()

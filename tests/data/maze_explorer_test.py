@@ -125,6 +125,19 @@ def test_noise_is_the_share_of_actions_that_are_random(walk):
   assert 0.03 < (walk(noisy)[1] == maze_explorer.NOOP).mean() < 0.2
 
 
+def test_led_astray_it_walks_back_to_its_plan():
+  policy, rng = maze_explorer.Waypoints(noise=0.0, look=0.0), np.random.default_rng(0)
+  far = lambda cell: maze_explorer.distances(LAYOUT, (4, 8))[cell[1], cell[0]]
+  policy.act(np.array([4.5, 8.5]), 0.0, LAYOUT, rng)
+  planned = list(policy._plan)
+  astray = max(maze_explorer.free_cells(LAYOUT), key=far)
+  policy.act(np.array(astray) + 0.5, 0.0, LAYOUT, rng)
+  way = np.array([astray, *policy._plan])
+  assert list(policy._plan)[-len(planned):] == planned
+  assert len(way) > len(planned) + 3
+  np.testing.assert_array_equal(np.abs(np.diff(way, axis=0)).sum(axis=1), 1)
+
+
 def test_a_body_that_is_held_frees_itself():
   policy, rng = maze_explorer.Waypoints(noise=0.0, look=0.0), np.random.default_rng(0)
   position, actions = np.array([4.5, 8.5]), []

@@ -96,6 +96,8 @@ def _collect_maze(flags: absl_flags.FlagValues, env: dict[str, Any]) -> None:
   seconds = time.monotonic() - begun
   report = maze_collection.finish(folder, settings, episodes=flags.episodes, bad=bad)
   print(maze_collection.describe(report))
+  if not report['episodes']:
+    raise RuntimeError(f'None of the {len(bad)} episodes could be made; see above.')
   rate = written * world.length / seconds
   print(f'wrote {written} episodes to {folder} ({seconds:.0f} s, {rate:.1f} frames/s); report: '
         f'{folder / maze_collection.INDEX}')

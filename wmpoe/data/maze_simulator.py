@@ -99,7 +99,7 @@ def run(
   rng = np.random.default_rng((_SALT, seed))
   steps: list[dict[str, np.ndarray]] = []
   try:
-    step, action, reward = env.reset(), None, 0.0
+    step, action, reward = _reset(env), None, 0.0
     while True:
       steps.append(_fields(step.observation, action, reward))
       if len(steps) == length:
@@ -113,6 +113,16 @@ def run(
   finally:
     env.close()
   return {name: np.stack([fields[name] for fields in steps]) for name in steps[0]}
+
+
+def _reset(env: Any) -> Any:
+  try:
+    return env.reset()
+  except Exception as error:
+    if 'OpenGL' not in str(error):
+      raise
+    raise ImportError(f'Cannot render with MUJOCO_GL={os.environ.get("MUJOCO_GL")} '
+                      f'({type(error).__name__}: {error}). {_INSTALL}') from error
 
 
 def check(*, size: int, length: int, image: int) -> None:

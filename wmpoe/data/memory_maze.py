@@ -156,8 +156,7 @@ def _check_array(
 
 
 def _check_actions(actions: np.ndarray, where: str) -> None:
-  total, top = actions.sum(axis=1, dtype=int), actions.max(axis=1)
-  bad = np.flatnonzero((total != 1) | (top != 1))
+  bad = np.flatnonzero(actions.sum(axis=1, dtype=int) != 1)  # of whole numbers, none negative
   if bad.size and bad[0] == 0 and not actions[0].any():
     bad = bad[1:]  # Nothing led to the first frame.
   if bad.size:
