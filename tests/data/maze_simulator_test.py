@@ -88,10 +88,10 @@ def test_a_graphics_library_that_fails_is_told_apart(simulator, tmp_path, monkey
 def test_a_screen_that_is_not_there_is_told_apart(simulator, monkeypatch):
   from memory_maze import tasks
 
-  def reset(maze):
+  def make(**options):
     raise RuntimeError('an OpenGL platform library has not been loaded')
 
-  monkeypatch.setattr(tasks.Maze, 'reset', reset)
+  monkeypatch.setattr(tasks, 'memory_maze_9x9', make)
   monkeypatch.setenv('MUJOCO_GL', 'glfw')
   with pytest.raises(ImportError, match='Cannot render with MUJOCO_GL=glfw .*MUJOCO_GL=egl'):
     _run()

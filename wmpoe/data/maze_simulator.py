@@ -94,12 +94,11 @@ def run(
     RuntimeError: if the episode ends early.
   """
   check(size=size, length=length, image=image)
-  make = getattr(require(), f'memory_maze_{size}x{size}')
-  env = make(seed=seed, camera_resolution=image, global_observables=True)
+  env = _make(seed, size=size, image=image)
   rng = np.random.default_rng((_SALT, seed))
   steps: list[dict[str, np.ndarray]] = []
   try:
-    step, action, reward = _reset(env), None, 0.0
+    step, action, reward = env.reset(), None, 0.0
     while True:
       steps.append(_fields(step.observation, action, reward))
       if len(steps) == length:
@@ -115,9 +114,10 @@ def run(
   return {name: np.stack([fields[name] for fields in steps]) for name in steps[0]}
 
 
-def _reset(env: Any) -> Any:
+def _make(seed: int, *, size: int, image: int) -> Any:
+  make = getattr(require(), f'memory_maze_{size}x{size}')
   try:
-    return env.reset()
+    return make(seed=seed, camera_resolution=image, global_observables=True)
   except Exception as error:
     if 'OpenGL' not in str(error):
       raise
