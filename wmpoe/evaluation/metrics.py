@@ -22,20 +22,54 @@ KNOWN = {
   'psnr': ('PSNR', 'dB', 1),
   'ssim': ('SSIM', '', 1),
   'lpips': ('LPIPS', '', -1),
+  'lpips_vgg': ('LPIPS (VGG)', '', -1),
+  'lpips_alex': ('LPIPS (AlexNet)', '', -1),
   'write_ms_per_episode': ('Write an episode', 'ms', -1),
   'read_ms_per_frame': ('Read a frame', 'ms', -1),
 }
 
 
+# Endings that any metric may take, one after another, and what they add to its name: which frames
+# were measured, then how an arm compares with the base (see `comparisons`).
+SUFFIXES = {
+  '_revisited': ', revisited',
+  '_unseen': ', unseen',
+  '_minus_base': ', minus base',
+  '_cut': ', cut against base',
+}
+
+_SSIM_RADIUS = 5  # 11 x 11 pixels
+_SSIM_SIGMA = 1.5
+_SSIM_CHUNK_PIXELS = 2**16
+
+
 def name(metric: str) -> str:
-  """Returns the name of a metric in words, without its unit."""
-  words = metric.replace('_', ' ')
-  return KNOWN.get(metric, (words[:1].upper() + words[1:], '', 0))[0]
+  """Returns the name of a metric in words, without its unit, e.g. `LPIPS (VGG), revisited`."""
+  return _facts(metric)[0]
 
 
 def unit(metric: str) -> str:
   """Returns the unit people read a metric in; '%' for fractions, '' if none is known."""
-  return KNOWN.get(metric, ('', '', 0))[1]
+  return _facts(metric)[1]
+
+
+def direction(metric: str) -> int:
+  """Returns 1 if more of a metric is better, -1 if less is better and 0 if that is not known."""
+  return _facts(metric)[2]
+
+
+def _facts(metric: str) -> tuple[str, str, int]:
+  """Returns what `KNOWN` says of a metric, or of the metric that it is derived from."""
+  if metric in KNOWN:
+    return KNOWN[metric]
+  for suffix, words in SUFFIXES.items():
+    stem = metric.removesuffix(suffix)
+    if stem and stem != metric:
+      text, symbol, better = _facts(stem)
+      # A cut is a fraction, and good where less is better.
+      return (text + words, '%', -better) if suffix == '_cut' else (text + words, symbol, better)
+  words = metric.replace('_', ' ')
+  return words[:1].upper() + words[1:], '', 0
 
 
 def format_value(metric: str, value: float, *, with_unit: bool = True) -> str:
@@ -84,6 +118,62 @@ def psnr(a: np.ndarray, b: np.ndarray, *, cap: float = 100.0) -> np.ndarray:
     )
   mse = np.mean(np.square(a - b), axis=(-3, -2, -1))
   return np.minimum(-10.0 * np.log10(np.maximum(mse, 1e-30)), cap)
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Returns the structural similarity of every frame, of Wang et al. (IEEE TIP 13(4), 2004).
+
+  SSIM = mean((2 m_a m_b + c1)(2 s_ab + c2) / ((m_a^2 + m_b^2 + c1)(s_a^2 + s_b^2 + c2))), over
+  pixels and colours, with means m and (co)variances s under an 11 x 11 Gaussian of sigma 1.5,
+  c1 = .01^2 and c2 = .03^2 for pixels on [0, 1]. Only windows wholly inside the frame count. It is
+  the paper's definition and what scikit-image's `structural_similarity` computes with
+  `gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=-1`.
+
+  Args:
+    a: Frames [... H W C], uint8 or float in [0, 1].
+    b: Frames of the same shape; its dtype may differ from a's.
+
+  Returns:
+    float64 [...] in [-1, 1], 1 where frames are equal.
+
+  Raises:
+    TypeError: A dtype is neither uint8 nor a float.
+    ValueError: Shapes differ, frames below 11 x 11 pixels, or floats outside [0, 1].
+  """
+  a, b = np.asarray(a), np.asarray(b)
+  size = 2 * _SSIM_RADIUS + 1
+  if a.shape != b.shape or a.ndim < 3 or min(a.shape[-3:-1]) < size:
+    raise ValueError(
+      f'ssim got a{list(a.shape)} and b{list(b.shape)}; expected two arrays of one shape '
+      f'[... H W C] with frames of at least {size}x{size} pixels. Cut both to the predicted frames '
+      'first.'
+    )
+  shape, (height, width) = a.shape[:-3], a.shape[-3:-1]
+  a, b = a.reshape(-1, *a.shape[-3:]), b.reshape(-1, *b.shape[-3:])
+  rows, columns = _gaussian_windows(height), _gaussian_windows(width).T
+  # A few frames at a time stay in the processor's cache.
+  chunk = max(1, _SSIM_CHUNK_PIXELS // (height * width))
+  out = np.empty(len(a))
+  for start in range(0, len(a), chunk):
+    there = slice(start, start + chunk)
+    x, y = (
+      np.moveaxis(unit_pixels(frames[there], name=label), -1, 1)
+      for label, frames in (('a', a), ('b', b))
+    )
+    mean_x, mean_y, xx, yy, xy = (rows @ z @ columns for z in (x, y, x * x, y * y, x * y))
+    covariance = xy - mean_x * mean_y
+    squares = mean_x**2 + mean_y**2
+    top = (2 * mean_x * mean_y + 0.01**2) * (2 * covariance + 0.03**2)
+    bottom = (squares + 0.01**2) * (xx + yy - squares + 0.03**2)
+    out[there] = np.mean(top / bottom, axis=(1, 2, 3))
+  return out.reshape(shape)
+
+
+def _gaussian_windows(size: int) -> np.ndarray:
+  """Returns the matrix [size - 10, size] that takes every whole window's weighted mean."""
+  offsets = np.arange(size) - np.arange(_SSIM_RADIUS, size - _SSIM_RADIUS)[:, None]
+  weights = np.exp(-0.5 * np.square(offsets / _SSIM_SIGMA)) * (np.abs(offsets) <= _SSIM_RADIUS)
+  return weights / weights.sum(axis=1, keepdims=True)
 
 
 def unit_pixels(pixels: np.ndarray, *, name: str = 'pixels') -> np.ndarray:

@@ -40,11 +40,11 @@ def headline(results: Mapping[str, Any], metric: str) -> str:
   arms = {arm: m[metric] for arm, m in results['arms'].items() if metric in m}
   if not arms:
     return ''
-  sign = -1 if metrics_lib.KNOWN.get(metric, ('', '', 1))[2] < 0 else 1
+  sign = -1 if metrics_lib.direction(metric) < 0 else 1
   best = 'all' if 'all' in arms else max(arms, key=lambda arm: sign * arms[arm]['mean'])
   found = arms[best]
   name = metrics_lib.name(metric)
-  text = f'{charts.arm_name(best)}: {name if name.isupper() else name.lower()} '
+  text = f'{charts.arm_name(best)}: {name if name[:2].isupper() else name[0].lower() + name[1:]} '
   text += charts.cell(metric, found, '{} ({}–{})')
   against = {'without memory': arms['base']} if 'base' in arms and best != 'base' else {}
   for control, measured in results['controls'].items():
@@ -179,7 +179,7 @@ def _table(results: Mapping[str, Any], metrics: Sequence[str]) -> str:
   best = {}
   for metric in metrics:
     values = [m[metric]['mean'] for m in results['arms'].values() if metric in m]
-    if metrics_lib.KNOWN.get(metric, ('', '', 0))[2] > 0 and values:
+    if metrics_lib.direction(metric) > 0 and values:
       best[metric] = metrics_lib.format_value(metric, max(values))
   columns = [charts.escape(metrics_lib.name(metric)) for metric in metrics]
   head = ''.join(f'<th scope="col">{column}</th>' for column in columns)
