@@ -51,6 +51,68 @@ def test_psnr_refuses_bad_pixels(b, error, message):
     metrics.psnr(np.zeros((4, 4, 3), np.uint8), b)
 
 
+def _similar_frames():
+  """Pairs of frames [2 3 60 48 3], from hardly to very different, with flat parts."""
+  rng = np.random.default_rng(0)
+  a = rng.random((2, 3, 60, 48, 3))
+  a[:, :, 20:50] = np.linspace(0, 1, 48)[:, None]
+  noise = np.geomspace(0.01, 1, 6).reshape(2, 3, 1, 1, 1) * rng.normal(size=a.shape)
+  return a, np.clip(a + noise, 0, 1)
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image():
+  reference = pytest.importorskip('skimage.metrics')
+  a, b = _similar_frames()
+  for x, y in ((a, b), (np.uint8(255 * a), np.uint8(255 * b))):
+    for got, function, options in (
+      (metrics.psnr(x, y), reference.peak_signal_noise_ratio, {}),
+      (
+        metrics.ssim(x, y),
+        reference.structural_similarity,
+        dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1),
+      ),
+    ):
+      scale = 255 if x.dtype == np.uint8 else 1
+      expected = [
+        [function(p, q, data_range=scale, **options) for p, q in zip(*rows, strict=True)]
+        for rows in zip(x, y, strict=True)
+      ]
+      assert np.ptp(expected) > 0.5
+      np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_ssim_is_of_every_frame_however_many_there_are(monkeypatch):
+  a, b = _similar_frames()
+  got = metrics.ssim(a, b)
+  assert got.shape == (2, 3) and got.dtype == np.float64
+  np.testing.assert_allclose(metrics.ssim(a[1, 2], b[1, 2]), got[1, 2])
+  assert (metrics.ssim(a, a) == 1).all()
+  assert metrics.ssim(a[:, :0], b[:, :0]).shape == (2, 0)
+  monkeypatch.setattr(metrics, '_SSIM_CHUNK_PIXELS', 60 * 48 * 4)
+  np.testing.assert_allclose(metrics.ssim(a, b), got)
+
+
+def test_ssim_of_flat_frames_is_the_formula():
+  # Only the luminance term is left: (2 x y + c1) / (x^2 + y^2 + c1).
+  got = metrics.ssim(np.full((11, 11, 1), 0.2), np.full((11, 11, 1), 0.6))
+  np.testing.assert_allclose(got, (2 * 0.12 + 1e-4) / (0.04 + 0.36 + 1e-4))
+
+
+@pytest.mark.parametrize(
+  ('a', 'b', 'error', 'message'),
+  [
+    (np.zeros((10, 60, 3)), np.zeros((10, 60, 3)), ValueError, 'at least 11x11'),
+    (np.zeros((60, 60, 3)), np.zeros((60, 61, 3)), ValueError, r'b\[60, 61, 3\]'),
+    (np.zeros((60, 60)), np.zeros((60, 60)), ValueError, r'\[\.\.\. H W C\]'),
+    (np.zeros((60, 60, 3)), np.full((60, 60, 3), 9.0), ValueError, 'b is float'),
+    (np.zeros((60, 60, 3), int), np.zeros((60, 60, 3)), TypeError, 'a has dtype int64'),
+  ],
+)
+def test_ssim_refuses_bad_frames(a, b, error, message):
+  with pytest.raises(error, match=message):
+    metrics.ssim(a, b)
+
+
 def test_nearest_symbol_finds_the_nearest_template():
   templates = _templates()
   tiles = np.stack([templates[2], np.full_like(templates[0], 45), np.full_like(templates[0], 230)])
@@ -151,3 +213,22 @@ def test_values_read_as_people_write_them():
   ]
   assert written == ['99.3 %', '27.1 dB', '1,480 ms', '0.097', '12.5']
   assert metrics.name('something_new') == 'Something new'
+
+
+@pytest.mark.parametrize(
+  ('metric', 'words', 'unit', 'direction'),
+  [
+    ('lpips_vgg', 'LPIPS (VGG)', '', -1),
+    ('lpips_alex_revisited', 'LPIPS (AlexNet), revisited', '', -1),
+    ('psnr_unseen', 'PSNR, unseen', 'dB', 1),
+    ('psnr_unseen_minus_base', 'PSNR, unseen, minus base', 'dB', 1),
+    ('lpips_vgg_revisited_cut', 'LPIPS (VGG), revisited, cut against base', '%', 1),
+    ('my_own_unseen', 'My own, unseen', '', 0),
+    ('_cut', ' cut', '', 0),
+  ],
+)
+def test_a_suffix_keeps_what_is_known_of_its_metric(metric, words, unit, direction):
+  found = metrics.name(metric), metrics.unit(metric), metrics.direction(metric)
+  assert found == (words, unit, direction)
+  if unit == '%':
+    assert metrics.format_value(metric, 0.561) == '56.1 %'

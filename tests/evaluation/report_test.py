@@ -176,6 +176,10 @@ def test_headline_takes_the_best_arm_where_nothing_is_composed():
   assert report.headline(result, 'recall').startswith('Short-term + long-term: recall 90.0 %')
   result['arms'] = {'base': {'lpips': _interval(0.4)}, 'spatial': {'lpips': _interval(0.1)}}
   assert report.headline(result, 'lpips').startswith('Spatial: LPIPS 0.100 (0.090–0.105), against')
+  result['arms'] = {'base': {'lpips_alex_unseen': _interval(0.1)}}
+  assert report.headline(result, 'lpips_alex_unseen').startswith(
+    'Base, no memory: LPIPS (AlexNet), unseen 0.100'
+  )
 
 
 @pytest.mark.parametrize('with_rich', [True, False])
