@@ -1,17 +1,30 @@
-"""Memory Maze (arXiv 2210.13383), rendered by its simulator.
+r"""Memory Maze (arXiv 2210.13383) at the scale of a laptop: one run card per network.
 
-  python -m wmpoe collect --config=configs/memory_maze.py --episodes=100 --workdir=data/maze/train
+  python -m wmpoe collect --config=configs/memory_maze.py --episodes=48 --workdir=data/maze/test
+  python -m wmpoe train  --config=configs/memory_maze.py:autoencoder \
+      --workdir=runs/maze_autoencoder --package=FILE.npz
+  python -m wmpoe encode --config=configs/memory_maze.py --source=data/memory_maze_9x9/training \
+      --workdir=data/latents/training
+  python -m wmpoe encode --config=configs/memory_maze.py --source=data/memory_maze_9x9/validation \
+      --workdir=data/latents/validation
+  python -m wmpoe train  --config=configs/memory_maze.py:cpu_spatial --workdir=runs/maze_spatial
+  python -m wmpoe train  --config=configs/memory_maze.py:cpu_short_term --workdir=runs/maze_short
+  python -m wmpoe eval   --config=configs/memory_maze.py --protocol=revisit --source=data/maze/test
 
-Needs the extra `maze`: pip install -e '.[maze]'.
+`data/memory_maze_9x9` holds the official offline dataset, or what `collect` wrote (it needs the
+extra `maze`: pip install -e '.[maze]'). 9x9 cells, frames of 64x64 without their border of 2, every
+second step.
 """
 
 import ml_collections
 
-VARIANTS = ('',)
+from wmpoe import zoo
+
+VARIANTS = ('', 'autoencoder', 'cpu_spatial', 'cpu_short_term')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  """The world: 9x9 cells, frames of 64x64 with a border of 2, every second step.
+  """The world and how its experts are composed, or the run card of one network.
 
   Raises:
     ValueError: for an unknown variant.
@@ -22,4 +35,62 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         f'{", ".join(map(repr, VARIANTS))}.')
   config = ml_collections.ConfigDict()
   config.env = dict(name='memory_maze', size=9, image=64, border=2, skip=2, length=600)
+  config.autoencoder = 'memory_maze_autoencoder'
+  config.compose = zoo.MEMORY_MAZE
+  # Frames remembered, and where each episode is continued: the first place alone for table1.
+  config.protocol = dict(history=200, starts=(200, 224, 248, 272), chunks=2)
+  if not variant:
+    return config
+  config.variant, config.expert = variant, variant.removeprefix('cpu_')
+  config.train = dict(
+      steps=4000, batch_size=16, learning_rate=1e-3, warmup_steps=200, weight_decay=0.01,
+      clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0)
+  if variant == 'autoencoder':
+    _autoencoder(config)
+  else:
+    _denoiser(config)
   return config
+
+
+def _autoencoder(config: ml_collections.ConfigDict) -> None:
+  """Frames of 60x60, padded to 64x64, to latents of 16x16x4.
+
+  Squared and absolute error and a little of LPIPS by AlexNet; results are reported by VGG.
+  """
+  config.env.skip = 1  # every frame is one to be reconstructed
+  del config.autoencoder
+  config.autoencoder = dict(channels=4, widths=(32, 64), depth=(1, 2), bound=3.0)
+  config.objective = dict(noise=0.1, absolute=0.1, perceptual_weight=0.05)
+  config.data = dict(
+      seed=0, folder='data/memory_maze_9x9/training', validation='data/memory_maze_9x9/validation')
+  config.train.update(
+      steps=2400, batch_size=32, learning_rate=2e-3, weight_decay=1e-3, ema_decay=0.99,
+      eval_every=500)
+
+
+def _denoiser(config: ml_collections.ConfigDict) -> None:
+  """Spatial: one network that is the base, too; short-term: forked from it."""
+  config.model = dict(
+      latent=(16, 16, 4), width=192, depth=6, heads=4, patch=4, mlp_ratio=4, context=3, target=8,
+      attention='prefix', window=0, full_every=0, pose_kind='vector', map_dim=64,
+      pose_code=dict(field=64, length=1.0, turns=3, seed=0), prediction='v', dtype='float32',
+      remat=False, schedule=dict(name='cosine', shift=0.5, logsnr_min=-15.0, logsnr_max=15.0))
+  config.objective = dict(
+      regime='clean_context', weighting='v', null_rate=0.1, partial_rate=0.05, time_power=1.0)
+  config.data = dict(
+      seed=0, folder='data/latents/training', validation='data/latents/validation', history=200,
+      gap=4)
+  if config.expert == 'spatial':
+    # Without its memory, as half of the samples train it, the same network is the base.
+    config.encoder = dict(features=64, width=128, depth=2, heads=4)
+    config.retrieval = dict(count=4, length=1.0, angle=0.6, half_view=0.6981)  # 40 degrees
+    config.empty_rate = 0.5
+    config.init_from = ''
+    return
+  config.init_from = 'memory_maze_spatial'
+  # The paper's window; every second layer sees all of it, the others only nearby frames.
+  config.model.update(context=33, window=10, full_every=2, map_dim=0)
+  config.model.pose_code.field = 0
+  config.data.update(seed=1, history=0)
+  config.train.update(
+      steps=1200, batch_size=8, learning_rate=4e-4, ema_decay=0.99, checkpoint_every=200, seed=1)

@@ -14,10 +14,11 @@ from absl import flags as absl_flags
 from absl import logging
 
 COMMANDS = {
-    'demo': 'see memory work: write held-out Memory Cards episodes, imagine the second reveal',
+    'demo': 'see memory work on held-out episodes: write them, imagine what comes next',
     'train': 'train an expert, or go on with a run',
     'eval': 'measure a protocol on held-out episodes, with a report',
     'collect': 'write episodes of an environment to disk',
+    'encode': 'encode Memory Maze episodes into a latent cache',
     'info': 'describe packaged experts, composition rules and this installation',
 }
 # What a user can cause and mend: shown as one message, without a traceback.

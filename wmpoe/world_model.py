@@ -43,6 +43,8 @@ class WorldModel:
   Attributes:
     base: The base expert.
     memories: Memory definitions by name.
+    latents: Optional `autoencoder.LatentSpace`, if base and memories work in latents; frames
+      are then encoded when observed and decoded when imagined.
     with_base: If false the base only anchors what contrasts with it (subsets without base).
     rule: Composition rule.
     sampler: Sampler of `diffusion.samplers`.
@@ -59,6 +61,7 @@ class WorldModel:
 
   base: base_lib.Base
   memories: Mapping[str, Any]
+  latents: Any = None
   with_base: bool = struct.field(pytree_node=False, default=True, kw_only=True)
   rule: composition.Rule = struct.field(
       pytree_node=False, default=composition.shared_base, kw_only=True)
@@ -115,7 +118,7 @@ class WorldModel:
     return WorldState(
         recent=expert.empty_window(
             batch, self.base.model.context, self.base.model.network.frame_shape, self.action_dim,
-            self.pose_dim),
+            self.pose_dim, self.base.model.codec.dtype),
         memories={name: memory.init(batch) for name, memory in self.memories.items()})
 
   def reset(self, state: WorldState, done: chex.Array) -> WorldState:
@@ -127,12 +130,24 @@ class WorldModel:
   def observe(
       self, state: WorldState, observation: episode.Observation, key: chex.PRNGKey
   ) -> WorldState:
-    """Shows every memory the true frames [B T ...].
+    """Shows every memory the true frames, uint8 [B T H W 3].
 
     Raises:
       ValueError: if the observation does not fit the model (see `episode.validate`).
     """
     self._validate(observation)
+    return self.write(state, self.encode(observation), key)
+
+  def encode(self, observation: episode.Observation) -> episode.Observation:
+    """The observation as memories and denoisers take it: with latents for frames, if there are."""
+    if self.latents is None:
+      return observation
+    return dataclasses.replace(observation, frames=self.latents.encode(observation.frames))
+
+  def write(
+      self, state: WorldState, observation: episode.Observation, key: chex.PRNGKey
+  ) -> WorldState:
+    """Shows every memory encoded frames; `observe` for frames as they come."""
     memories = {
         name: memory.write(
             state.memories[name], observation, _fold(key, _WRITE, index))
@@ -196,7 +211,8 @@ class WorldModel:
     keys = jax.random.split(key, batch) if key.ndim == 0 else key
     state, frames = jax.lax.scan(body, state, (jnp.arange(chunks), split(actions), split(poses)))
     frames = jnp.moveaxis(frames, 0, 1)
-    return state, frames.reshape(batch, length, *frames.shape[3:])
+    frames = frames.reshape(batch, length, *frames.shape[3:])
+    return state, frames if self.latents is None else self.latents.decode(frames)
 
   def _chunk(self, state, actions, poses, keys):
     """One chunk: read every memory, compose, sample, decode, remember."""
@@ -225,7 +241,8 @@ class WorldModel:
   def _validate(self, observation: episode.Observation) -> None:
     episode.validate(
         observation, action_dim=self.action_dim, pose_dim=self.pose_dim,
-        frame_shape=self.base.model.network.frame_shape)
+        frame_shape=(
+            self.base.model.network if self.latents is None else self.latents).frame_shape)
 
 
 def _fold(key: chex.PRNGKey, purpose: int, index: int) -> chex.PRNGKey:

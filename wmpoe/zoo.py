@@ -15,26 +15,33 @@ import optax
 from wmpoe import packaged
 from wmpoe import world_model
 from wmpoe.data import cards
+from wmpoe.data import maze_config
 from wmpoe.diffusion import samplers
 from wmpoe.diffusion import schedules
 from wmpoe.experts import base as base_lib
 from wmpoe.experts import composition
 from wmpoe.experts import expert
+from wmpoe.experts import key_frames
 from wmpoe.experts import long_term as long_term_lib
 from wmpoe.experts import objective as objective_lib
 from wmpoe.experts import short_term as short_term_lib
 from wmpoe.experts import spatial as spatial_lib
 from wmpoe.experts import writing as writing_lib
 from wmpoe.networks import attention
+from wmpoe.networks import autoencoder
+from wmpoe.networks import codec
 from wmpoe.networks import dit
 from wmpoe.networks import lora as lora_lib
 from wmpoe.networks import map_encoder
+from wmpoe.networks import poses
+from wmpoe.networks import view_reader
 
 EXPERTS = ('base', 'short_term', 'long_term', 'spatial')
 TRAINED = ('base', 'short_term', 'spatial')  # the long-term memory is the base, written
 
 Description = Mapping[str, Any]
 
+_ENVIRONMENTS = {'cards': cards.CardsConfig, 'memory_maze': maze_config.MazeConfig}
 _SCHEDULES = {
     'cosine': schedules.CosineSchedule,
     'linear_beta': schedules.LinearBetaSchedule,
@@ -61,9 +68,9 @@ def _named(kind: str, table: Mapping[str, Any], description: Description) -> Any
   return table[name](**options)
 
 
-def environment(description: Description) -> cards.CardsConfig:
-  """The environment; `{'name': 'cards', 'size': 32, ...}`."""
-  return _named('environment', {'cards': cards.CardsConfig}, description)
+def environment(description: Description) -> Any:
+  """The environment; `{'name': 'cards', 'size': 32, ...}` or `{'name': 'memory_maze', ...}`."""
+  return _named('environment', _ENVIRONMENTS, description)
 
 
 class Dimensions(TypedDict):
@@ -75,7 +82,9 @@ class Dimensions(TypedDict):
 
 def dimensions(description: Description) -> Dimensions:
   """Its action and pose dimensions: `{'action_dim': A, 'pose_dim': P}`."""
-  environment(description)
+  env = environment(description)
+  if isinstance(env, maze_config.MazeConfig):
+    return {'action_dim': env.action_dim, 'pose_dim': env.pose_dim}
   return {'action_dim': cards.NUM_ACTIONS, 'pose_dim': cards.POSE_DIM}
 
 
@@ -102,21 +111,51 @@ def model(description: Description) -> expert.Model:
   """The static model of an expert; reads the entries 'env' and 'model'."""
   m = description['model']
   env = environment(description['env'])
+  in_latents = isinstance(env, maze_config.MazeConfig)
+  pose_code = poses.RelativePose(**m['pose_code']) if m.get('pose_code') else None
   network = dit.DiT(
       width=m['width'], depth=m['depth'], heads=m['heads'], patch=m['patch'],
-      frame_shape=(env.size, env.size, 3), context=m['context'], mlp_ratio=m['mlp_ratio'],
+      frame_shape=tuple(m['latent']) if in_latents else (env.size, env.size, 3),
+      context=m['context'], mlp_ratio=m['mlp_ratio'],
       pattern=attention.Pattern(
           kind=m['attention'], window=m['window'] or None, full_every=m['full_every']),
       pose_kind=m['pose_kind'], map_dim=m['map_dim'], dtype=jnp.dtype(m['dtype']),
-      remat=m['remat'])
+      remat=m['remat'], field=pose_code.field if pose_code else 0)
   return expert.Model(
       network=network, schedule=_named('schedule', _SCHEDULES, m['schedule']),
-      prediction=m['prediction'])
+      prediction=m['prediction'], codec=codec.LatentCodec() if in_latents else codec.PixelCodec(),
+      pose_code=pose_code)
 
 
-def spatial_model(description: Description) -> spatial_lib.SpatialModel:
-  """The static spatial model; reads 'env', 'model' and 'encoder'."""
+def autoencoder_network(description: Description) -> autoencoder.Autoencoder:
+  """The static autoencoder; reads 'env' and 'autoencoder'."""
+  options = dict(description['autoencoder'])
+  return autoencoder.Autoencoder(
+      frame_shape=environment(description['env']).frame_shape,
+      **{**options, 'widths': tuple(options['widths']), 'depth': tuple(options['depth'])})
+
+
+def load_latent_space(path: str | os.PathLike[str]) -> tuple[autoencoder.LatentSpace, dict]:
+  """The latent space of an autoencoder's file or packaged name, and its card."""
+  tree, card = load_expert(path)
+  if card['config']['expert'] != 'autoencoder':
+    raise ValueError(
+        f"'{path}' holds the expert {card['config']['expert']!r}; expected an autoencoder, made by "
+        'python -m wmpoe train --config=configs/memory_maze.py:autoencoder.')
+  return autoencoder.LatentSpace(
+      params=tree['autoencoder'], mean=tree['mean'], std=tree['std'],
+      network=autoencoder_network(card['config'])), card
+
+
+def spatial_model(description: Description) -> Any:
+  """The static spatial model; reads 'env', 'model', 'encoder', and 'retrieval' in a maze."""
   denoiser = model(description)
+  if description['env']['name'] == 'memory_maze':
+    reader = view_reader.ViewReader(
+        patch=denoiser.network.patch, dtype=denoiser.network.dtype, **description['encoder'])
+    return key_frames.KeyFrameModel(
+        denoiser=denoiser, reader=reader,
+        retrieval=key_frames.Retrieval(**description['retrieval']))
   rows, columns = denoiser.network.grid
   encoder = map_encoder.MapEncoder(
       patch=denoiser.network.patch, dtype=denoiser.network.dtype, **description['encoder'])
@@ -158,6 +197,13 @@ def shapes(description: Description) -> Any:
   """The tree of shapes an expert's parameters must have; checks a file before it is used."""
   kind, dims = description['expert'], dimensions(description['env'])
   key = jax.random.key(0)
+  if kind == 'autoencoder':
+    network = autoencoder_network(description)
+    frame = jnp.zeros((1, *network.frame_shape))
+    statistic = jax.ShapeDtypeStruct((network.channels,), jnp.float32)
+    return {
+        'autoencoder': jax.eval_shape(lambda k: network.init(k, frame)['params'], key),
+        'mean': statistic, 'std': statistic}
   if kind == 'spatial':
     return jax.eval_shape(lambda k: spatial_model(description).init(k, **dims), key)
   return jax.eval_shape(lambda k: model(description).init(k, **dims), key)
@@ -186,18 +232,28 @@ def load_expert(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
 
 
 def build(
-    experts: Mapping[str, tuple[Any, Description]], compose: Description
+    experts: Mapping[str, tuple[Any, Description]], compose: Description,
+    latents: autoencoder.LatentSpace | None = None,
 ) -> world_model.WorldModel:
   """A world model out of loaded experts.
 
   Args:
-    experts: `{name: (params, description)}` with 'base' and any of 'short_term', 'spatial'.
-    compose: 'rule', 'weights' (by name), 'sampler', 'num_steps' and 'long_term', the description of
+    experts: `{name: (params, description)}` with 'base' and any of 'short_term', 'spatial'. A
+      spatial expert of a maze is a joint network: without its memory it is the base, unless one is
+      given.
+    compose: 'rule', 'weights' (by name), 'sampler', 'num_steps', optionally 'levels' (by name, the
+      'low' and 'high' log-SNR between which an expert has its weight) and 'long_term', that of
       the long-term memory of the base, or None for none.
+    latents: The latent space the experts work in, if they do.
 
   Raises:
     ValueError: for an unknown expert, or experts of different environments.
   """
+  experts = dict(experts)
+  joint = 'base' not in experts and 'spatial' in experts and latents is not None
+  if joint:
+    both, described = experts['spatial']
+    experts['base'] = both['denoiser'], described
   unknown = set(experts) - set(TRAINED)
   if unknown or 'base' not in experts:
     raise ValueError(
@@ -219,13 +275,21 @@ def build(
     memories['long_term'] = long_term(compose['long_term'], base, env)
   if 'spatial' in experts:
     trained, described = experts['spatial']
-    memories['spatial'] = spatial_lib.Spatial(params=trained, model=spatial_model(described))
+    spatial = spatial_model(described)
+    memories['spatial'] = spatial_lib.Spatial(params=trained, model=spatial)
+    if isinstance(spatial, key_frames.KeyFrameModel):
+      memories['spatial'] = key_frames.Posed(
+          params=trained, model=spatial, baseline='base' if joint else 'own')
   weights = compose['weights']
+  levels = {
+      name: composition.Interval(**interval)
+      for name, interval in compose.get('levels', {}).items() if name in memories}
   return world_model.WorldModel(
-      base=base,
+      base=base, latents=latents,
       memories={n: m.replace(weight=float(weights.get(n, 1.0))) for n, m in memories.items()},
       rule=composition.rule_by_name(compose['rule']), sampler=sampler(compose['sampler']),
-      num_steps=compose['num_steps'], chunk=description['model']['target'], **dimensions(env))
+      num_steps=compose['num_steps'], levels=tuple(sorted(levels.items())),
+      chunk=description['model']['target'], **dimensions(env))
 
 
 # How the packaged Memory Cards experts are composed and the long-term memory is written. Chosen on
@@ -251,22 +315,54 @@ CARDS = {
 }
 
 
+# The same for the Memory Maze experts of CPU scale; chosen on validation mazes.
+MEMORY_MAZE = {
+    'rule': 'shared_base',
+    'weights': {'short_term': 1.0, 'long_term': 1.0, 'spatial': 1.5},
+    'sampler': {'name': 'ddim', 'eta': 0.0},
+    'num_steps': 10,
+    'long_term': {
+        'lora': {
+            'rank': 64, 'alpha': 64.0, 'targets': [*lora_lib.TARGETS, 'field'],
+            'table_scale': 30.0},
+        'writing': {
+            'steps': 200, 'clips_per_step': 4, 'target': 8, 'capacity': 256, 'balance': 0.0,
+            'objective': {
+                'regime': 'clean_context', 'weighting': 'v', 'null_rate': 0.5,
+                'partial_rate': 0.0, 'time_power': 0.5},
+            'optimizer': {'name': 'adam', 'learning_rate': 1e-3, 'halving_steps': 100}},
+        'baseline': 'base',
+        'reading': 'low_rank',
+    },
+}
+_COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
+
+
 def load(name: str = 'cards', *, compose: Description | None = None) -> world_model.WorldModel:
   """The packaged world model of that name with all its experts.
 
   Args:
-    name: 'cards'.
-    compose: Overrides of `CARDS` ('rule', 'weights', 'sampler', 'num_steps', 'long_term').
+    name: 'cards' or 'memory_maze'.
+    compose: Overrides of `CARDS` or `MEMORY_MAZE` ('rule', 'weights', 'sampler', 'num_steps',
+      'long_term').
 
   Raises:
     ValueError: if no experts of that name are packaged.
   """
-  if f'{name}_base' not in packaged.names():
-    known = sorted({n.removesuffix('_base') for n in packaged.names() if n.endswith('_base')})
+  found = [kind for kind in TRAINED if f'{name}_{kind}' in packaged.names()]
+  if name not in _COMPOSED or not found:
     raise ValueError(
-        f'No packaged world model is named {name!r}. There are: {", ".join(known) or "none"}.')
+        f'No packaged world model is named {name!r}. There are: {", ".join(_COMPOSED)}.')
   experts = {}
-  for kind in TRAINED:
+  for kind in found:
     params, card = load_expert(f'{name}_{kind}')
     experts[kind] = (params, card['config'])
-  return build(experts, {**CARDS, **(compose or {})})
+  latents = None
+  if f'{name}_autoencoder' in packaged.names():
+    latents, card = load_latent_space(f'{name}_autoencoder')
+    for kind, (_, described) in experts.items():
+      if described['encoder_sha256'] != card['sha256']:
+        raise ValueError(
+            f'{name}_{kind} was trained on latents of another autoencoder than the packaged one '
+            f'({described["encoder_sha256"][:12]}... against {card["sha256"][:12]}...).')
+  return build(experts, {**_COMPOSED[name], **(compose or {})}, latents)

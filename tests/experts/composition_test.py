@@ -211,3 +211,34 @@ def test_a_weighted_mean_takes_shares_that_sum_to_one():
     composition.WeightedMean((0.5, 0.7))
   with pytest.raises(ValueError, match=r'Got 3 shares for 2 estimates \(without a base\)'):
     rule(None, terms)
+
+
+def test_branches_outside_their_interval_do_not_run():
+  """Counted on the host: the default rule runs the base alone where no contrast has a weight."""
+  ran = []
+
+  def counted(x, logsnr):
+    jax.debug.callback(lambda: ran.append(1))
+    return HIGH(x, logsnr)
+
+  contrast = expert.Contrast(
+      positive=counted, negative=None, weight=1.5, level=composition.Interval(high=0.0))
+  composed = composition.compose(BASE, [contrast])
+  run = jax.jit(lambda x, level: composed(x, level))
+  x = jnp.ones((2, 3, 1, 1, 1))
+  outside = run(x, jnp.full((2, 3), 2.0))
+  jax.effects_barrier()
+  assert not ran
+  np.testing.assert_array_equal(outside, jax.jit(BASE.__call__)(x, jnp.full((2, 3), 2.0)))
+  mixed = jnp.array([[2.0, 2.0, 2.0], [2.0, -1.0, 2.0]])  # one frame of one episode is inside
+  out = run(x, mixed)
+  jax.effects_barrier()
+  assert ran
+  base = BASE(x, mixed)
+  expected = base + 1.5 * (mixed <= 0)[..., None, None, None] * (HIGH(x, mixed) - base)
+  np.testing.assert_allclose(out, expected, rtol=1e-5)
+  always = composition.compose(BASE, [contrast, _contrast()])  # no interval: all run everywhere
+  ran.clear()
+  jax.jit(lambda x, level: always(x, level))(x, jnp.full((2, 3), 2.0))
+  jax.effects_barrier()
+  assert ran

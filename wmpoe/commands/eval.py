@@ -2,10 +2,15 @@
 
   python -m wmpoe eval --config=configs/cards.py --protocol=recall
   python -m wmpoe eval --config=configs/cards.py --protocol=steps
+  python -m wmpoe eval --config=configs/memory_maze.py --protocol=table1  --source=data/maze/test
+  python -m wmpoe eval --config=configs/memory_maze.py --protocol=revisit --source=data/maze/test
 
-recall: 64 test episodes x 3 seeds, every arm and control of the README's table.
-steps: recall of the long-term memory against inner steps and against seconds.
-Episodes of the test split are reported; --split=validation is for choosing anything.
+Memory Cards. recall: every arm and control of the README's table; steps: recall of the long-term
+memory against inner steps and against seconds.
+Memory Maze. table1: the frames right after a history of 200; revisit: frames from several places
+further on, split into those seen long ago and those never seen.
+Episodes of the test split are reported; those of --split=validation, or of another --source, are
+for choosing anything.
 """
 
 from collections.abc import Sequence
@@ -15,16 +20,21 @@ import time
 from typing import Any
 
 from absl import flags as absl_flags
+import jax
 
 from wmpoe import world_model
 from wmpoe import zoo
 from wmpoe.commands import common
+from wmpoe.commands import runs
+from wmpoe.data import memory_maze
+from wmpoe.evaluation import arms as arms_lib
 from wmpoe.evaluation import curves
+from wmpoe.evaluation import maze
 from wmpoe.evaluation import recall
 from wmpoe.evaluation import report
 from wmpoe.evaluation import results
 
-PROTOCOLS = ('recall', 'steps')
+PROTOCOLS = {'cards': ('recall', 'steps'), 'memory_maze': ('table1', 'revisit')}
 
 
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
@@ -32,13 +42,16 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   common.define_config(flags, argv)
   define = lambda kind, *args, **kw: getattr(
       absl_flags, f'DEFINE_{kind}')(*args, flag_values=flags, **kw)
-  define('string', 'protocol', 'recall', f'One of {", ".join(PROTOCOLS)}.')
+  define('string', 'protocol', None, 'One of ' + '; '.join(
+      f'{name}: {", ".join(known)}' for name, known in PROTOCOLS.items()) + '.')
   define('string', 'workdir', 'outputs/eval', 'Folder to write to.')
   define('string', 'experts', '', 'Files of experts instead of the packaged ones: '
          'name=file,name=file with names base, short_term, spatial.')
   define('integer', 'episodes', 64, 'Held-out episodes.')
   define('integer', 'seeds', 3, 'Seeds of writing and sampling: 0, 1, ...')
   define('string', 'split', 'test', "'test' to report, 'validation' to choose.")
+  define('string', 'source', None, 'Memory Maze: folder of held-out episodes (*.npz).')
+  define('list', 'metrics', ['lpips_vgg', 'lpips_alex', 'ssim', 'psnr'], 'Memory Maze: metrics.')
   define('list', 'steps', ['20', '50', '100', '250'], 'Inner steps of the protocol steps.')
 
 
@@ -47,43 +60,62 @@ def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldMode
   compose = description['compose']
   if not experts:
     return zoo.load(description['env']['name'], compose=compose)
-  files = {}
+  files, latents = {}, None
   for item in experts.split(','):
     name, _, path = item.partition('=')
     if not path:
       raise ValueError(f'--experts got {item!r}; expected name=file, comma separated.')
     params, card = zoo.load_expert(path)
     files[name] = (params, card['config'])
-  return zoo.build(files, compose)
+  if isinstance(description.get('autoencoder'), str):
+    latents, _ = zoo.load_latent_space(description['autoencoder'])
+  return zoo.build(files, compose, latents)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
   """Runs the protocol."""
-  if flags.protocol not in PROTOCOLS:
+  description = common.plain(common.config_of(flags))
+  name = description['env']['name']
+  protocol = flags.protocol or PROTOCOLS[name][0]
+  if protocol not in PROTOCOLS[name]:
     raise ValueError(
-        f'Unknown protocol {flags.protocol!r}; expected one of {", ".join(PROTOCOLS)}.')
+        f'Unknown protocol {protocol!r} of {name}; expected one of {", ".join(PROTOCOLS[name])}.')
   if flags.episodes < 2 or flags.seeds < 1:
     raise ValueError(
         f'--episodes={flags.episodes} and --seeds={flags.seeds}: expected at least 2 episodes (one '
         "control is another episode's memory) and 1 seed.")
-  description = common.plain(common.config_of(flags))
   folder = common.output_folder(flags.workdir)
   model = model_of(flags.experts, description)
-  env = zoo.environment(description['env'])
-  task = recall.problem(
-      env, range(flags.episodes), split=flags.split, chunk=model.chunk)
-  seeds = list(range(flags.seeds))
   begun = time.monotonic()
   command = ' '.join(['python -m wmpoe', *sys.argv[1:]])
-  meta = lambda: results.meta(
-      command, {'env': description['env'], 'split': flags.split, 'episodes': flags.episodes,
-                'compose': description['compose']},
-      seeds=seeds, seconds=time.monotonic() - begun)
-  if flags.protocol == 'recall':
+  facts = {key: description[key] for key in ('env', 'compose')} | {'split': flags.split}
+  measure = _maze if name == 'memory_maze' else _cards
+  body, strips, about = measure(protocol, model, description, flags)
+  out = results.make(
+      results.meta(command, {**facts, **about}, seeds=list(range(flags.seeds)),
+                   seconds=time.monotonic() - begun), **body)
+  path = results.write(folder / f'{protocol}.json', out)
+  title = {'cards': 'Memory Cards', 'memory_maze': 'Memory Maze'}[name]
+  page = report.render(
+      out, folder, strips=strips, title=f'{title}: {protocol}', name=f'{protocol}.html')
+  print(report.terminal_table(out))
+  print(f'\nwrote {path} and {pathlib.Path(page)}; next: open {page}')
+
+
+def _cards(
+    protocol: str, model: world_model.WorldModel, description: dict[str, Any],
+    flags: absl_flags.FlagValues,
+) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+  """Measures a protocol of Memory Cards: what `results.make` takes, film strips, facts."""
+  env = zoo.environment(description['env'])
+  task = recall.problem(env, range(flags.episodes), split=flags.split, chunk=model.chunk)
+  seeds = list(range(flags.seeds))
+  body: dict[str, Any] = {'references': {'recall': {'chance': 1 / env.symbols}}}
+  strips = None
+  if protocol == 'recall':
     progress = common.Progress(recall.stages(model, len(seeds)))
     measured, arms, controls = recall.protocol(model, task, seeds=seeds, progress=progress)
-    out = results.make(
-        meta(), arms, controls, references={'recall': {'chance': 1 / env.symbols}})
+    body |= {'arms': arms, 'controls': controls}
     strips = recall.strips(task, measured)
   else:
     if 'long_term' not in model.memories:
@@ -91,13 +123,48 @@ def run(flags: absl_flags.FlagValues) -> None:
     steps = [int(s) for s in flags.steps]
     progress = common.Progress(len(seeds) * len(steps) + 1)
     summary, drawn = curves.steps(model, task, steps=steps, seeds=seeds, progress=progress)
-    out = results.make(
-        meta(), summary, {}, references={'recall': {'chance': 1 / env.symbols}}, curves=drawn)
-    strips = None
+    body |= {'arms': summary, 'controls': {}, 'curves': drawn}
   progress.done()
-  path = results.write(folder / f'{flags.protocol}.json', out)
-  page = report.render(
-      out, folder, strips=strips, title=f'Memory Cards: {flags.protocol}',
-      name=f'{flags.protocol}.html')
-  print(report.terminal_table(out))
-  print(f'\nwrote {path} and {pathlib.Path(page)}; next: open {page}')
+  return body, strips, {'episodes': flags.episodes}
+
+
+def _maze(
+    protocol: str, model: world_model.WorldModel, description: dict[str, Any],
+    flags: absl_flags.FlagValues,
+) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+  """Measures a protocol of Memory Maze: what `results.make` takes, film strips, facts."""
+  if not flags.source:
+    raise ValueError(
+        'Give the folder of held-out Memory Maze episodes, for instance --source=data/maze/test '
+        '(python -m wmpoe collect --config=configs/memory_maze.py makes them).')
+  if model.latents is None:
+    raise ValueError('A Memory Maze model works in latents; its autoencoder is missing.')
+  env = zoo.environment(description['env'])
+  found = memory_maze.MazeFolder(flags.source, skip=env.skip, border=env.border)
+  if found.bad:
+    print(found.report(), file=sys.stderr)
+  count = min(flags.episodes, len(found))
+  encode = jax.jit(model.latents.encode)
+  setting = description['protocol']
+  starts = setting['starts'][:1] if protocol == 'table1' else setting['starts']
+  task = maze.problem(
+      [found[i] for i in range(count)], lambda frames: runs.in_pieces(encode, frames),
+      history=setting['history'], starts=starts, length=setting['chunks'] * model.chunk)
+  arms = maze.standard_arms(tuple(model.memories))
+  controls = arms_lib.standard_controls(tuple(model.memories))
+  seeds = list(range(flags.seeds))
+  progress = common.Progress(maze.stages(model, {**arms, **controls}, len(seeds)))
+  measured = maze.run(
+      model, task, arms={**arms, **controls}, seeds=seeds,
+      measures=maze.measures(flags.metrics), progress=progress)
+  progress.done()
+  summary = {
+      name: maze.summarize(m, measured['base'], task, split=protocol == 'revisit')
+      for name, m in measured.items()}
+  body = {
+      'arms': {k: v for k, v in summary.items() if k not in controls},
+      'controls': {k: v for k, v in summary.items() if k in controls}}
+  return body, maze.strips(task, measured), {
+      'source': flags.source, 'episodes': count, 'history': task.history,
+      'starts': list(task.starts), 'length': task.length, 'poses': 'true',
+      'revisited_frames': int(task.revisited.sum()), 'unseen_frames': int(task.unseen.sum())}

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from wmpoe import world_model
+from wmpoe.evaluation import arms as arms_lib
 from wmpoe.evaluation import recall
 
 
@@ -16,7 +17,7 @@ def steps(
     *,
     steps: Sequence[int],
     seeds: Sequence[int],
-    progress: recall.Progress,
+    progress: arms_lib.Progress,
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
   """Recall after each number of inner steps; the state goes on from one to the next.
 
@@ -31,19 +32,19 @@ def steps(
   lean = model.compose('base', 'long_term')
   memory = lean.memories['long_term']
   batch = task.history.frames.shape[0]
-  arm = recall.Arm(memories=('long_term',))
+  arm = arms_lib.Arm(memories=('long_term',))
   rows: dict[int, list] = {count: [] for count in (0, *steps)}
   for seed in seeds:
     key = jax.random.key(seed)
     keys = jax.random.split(jax.random.fold_in(key, 0), batch)
-    say = recall.prefixed(progress, f'seed {seed}: ')
+    say = arms_lib.prefixed(progress, f'seed {seed}: ')
     start = lean.init(batch)
     written = memory.append(start.memories['long_term'], task.history)
     recent = start.recent.push(task.history)
     done, spent = 0, 0.0
     for count in rows:
-      written, seconds = recall.fit(
-          memory, written, keys, count - done, recall.prefixed(say, f'{count} steps, '))
+      written, seconds = arms_lib.fit(
+          memory, written, keys, count - done, arms_lib.prefixed(say, f'{count} steps, '))
       done, spent = count, spent + seconds
       state = world_model.WorldState(recent=recent, memories={'long_term': written})
       out = recall.measure(lean, state, task, arm, jax.random.fold_in(key, 1))

@@ -228,9 +228,9 @@ def _features(params: Params, frames: jax.Array) -> list[jax.Array]:
     )
     x = nn.relu(x + params.biases[index])
     if index in facts.layers:
-      # The floor keeps the gradient finite where no feature responds; 1e-10 is the authors'.
-      square = jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-30)
-      layers.append(x / (jnp.sqrt(square) + 1e-10))
+      # Where no feature responds a norm has no gradient; relu's, a selection, lets none through.
+      norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
+      layers.append(x / (norm + 1e-10))
   return layers
 
 

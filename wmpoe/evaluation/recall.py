@@ -4,34 +4,22 @@ The history is never in the base's context (a pause separates them), so whatever
 chance was remembered. Controls: no memory (the base), another episode's memory, shuffled history.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
-import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wmpoe import world_model
 from wmpoe.data import cards
 from wmpoe.data import episode
+from wmpoe.evaluation import arms as arms_lib
 from wmpoe.evaluation import film
 from wmpoe.evaluation import metrics
 from wmpoe.evaluation import results
 
 MEMORIES = ('short_term', 'long_term', 'spatial')
-_PIECE = 10  # inner steps between two signs of life
-
-# (what is being done, share of it done in [0, 1])
-Progress = Callable[[str, float], None]
-
-
-def prefixed(progress: Progress, prefix: str) -> Progress:
-  """Progress whose every text begins with `prefix`."""
-  return lambda text, share: progress(prefix + text, share)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Future:
@@ -101,39 +89,14 @@ def problem(
       templates=cards.templates(config, cursor=True), indices=tuple(indices), split=split)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Arm:
-  """What is measured: which memories, read how.
-
-  Attributes:
-    memories: Composed with the base.
-    new_order: Imagine the second reveal in an order never walked.
-    memory_of: 'own', 'other' (the next episode's) or 'shuffled' (own history in random order).
-  """
-
-  memories: tuple[str, ...] = ()
-  new_order: bool = False
-  memory_of: str = 'own'
-
-
-def standard_arms(memories: Sequence[str]) -> dict[str, Arm]:
+def standard_arms(memories: Sequence[str]) -> dict[str, arms_lib.Arm]:
   """The arms of the demo and of the recall protocol, for the memories a model has."""
-  arms = {'base': Arm()} | {name: Arm(memories=(name,)) for name in memories}
+  arms = {'base': arms_lib.Arm()} | {name: arms_lib.Arm(memories=(name,)) for name in memories}
   if 'long_term' in memories:
-    arms['long_term_new_order'] = Arm(memories=('long_term',), new_order=True)
+    arms['long_term_new_order'] = arms_lib.Arm(memories=('long_term',), new_order=True)
   if len(memories) > 1:
-    arms['all'] = Arm(memories=tuple(memories))
+    arms['all'] = arms_lib.Arm(memories=tuple(memories))
   return arms
-
-
-def standard_controls(memories: Sequence[str]) -> dict[str, Arm]:
-  """Another episode's memory and a shuffled history, for everything composed."""
-  if not memories:
-    return {}
-  return {
-      'other_episode': Arm(memories=tuple(memories), memory_of='other'),
-      'shuffled_history': Arm(memories=tuple(memories), memory_of='shuffled'),
-  }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,90 +120,23 @@ class Measured:
   read_ms_per_frame: float
 
 
-@functools.partial(jax.jit, static_argnames='name')
-def _write(model, name, state, history, key):
-  return model.memories[name].write(state, history, key)
-
-
-@functools.partial(jax.jit, static_argnames='steps')
-def _fit(memory, state, keys, steps):
-  return memory.fit(state, keys, steps=steps)
-
-
-_append: Any = jax.jit(lambda memory, state, history: memory.append(state, history))
 _imagine: Any = jax.jit(lambda model, state, actions, poses, key: model.imagine(
     state, actions, poses, key)[1])
-
-
-def timed(function: Any, *args: Any, **options: Any) -> tuple[Any, float]:
-  """Calls a jitted function; a call that compiled is repeated. Returns output and its seconds."""
-  for _ in range(2):
-    programs, begun = function._cache_size(), time.perf_counter()
-    out = jax.block_until_ready(function(*args, **options))
-    seconds = time.perf_counter() - begun
-    if function._cache_size() == programs:
-      break
-  return out, seconds
-
-
-def fit(
-    memory: Any, state: Any, keys: jax.Array, steps: int, progress: Progress
-) -> tuple[Any, float]:
-  """Runs inner steps a few at a time, to report progress; gives what a single call gives.
-
-  Returns:
-    The written state and the seconds it took, compilation excluded.
-  """
-  spent = 0.0
-  for done in range(0, steps, _PIECE):
-    state, seconds = timed(_fit, memory, state, keys, min(_PIECE, steps - done))
-    spent += seconds
-    progress('writing long_term', min(1.0, (done + _PIECE) / steps))
-  return state, spent
-
-
-def write(
-    model: world_model.WorldModel,
-    history: episode.Observation,
-    key: jax.Array,
-    progress: Progress,
-) -> tuple[world_model.WorldState, dict[str, float]]:
-  """Writes the histories [E H ...] into every memory of the model.
-
-  Returns:
-    The state, and the milliseconds per episode of each memory, compilation excluded.
-  """
-  batch = history.frames.shape[0]
-  state = model.init(batch)
-  memories, cost = {}, {}
-  for index, (name, memory) in enumerate(model.memories.items()):
-    empty, key_memory = state.memories[name], jax.random.fold_in(key, index)
-    if hasattr(memory, 'fit'):
-      current = _append(memory, empty, history)
-      keys = jax.random.split(key_memory, batch)
-      memories[name], seconds = fit(memory, current, keys, memory.writing.steps, progress)
-    else:
-      memories[name], seconds = timed(_write, model, name, empty, history, key_memory)
-      progress(f'writing {name}', 1.0)
-    cost[name] = 1e3 * seconds / batch
-  return world_model.WorldState(recent=state.recent.push(history), memories=memories), cost
 
 
 def measure(
     model: world_model.WorldModel,
     state: world_model.WorldState,
     task: Problem,
-    arm: Arm,
+    arm: arms_lib.Arm,
     key: jax.Array,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, float]:
-  """Imagines one arm from written memories; returns scores, PSNR [E], frames, ms per frame."""
+  """Imagines one arm from the memories in `state`; scores, PSNR [E], frames, ms per frame."""
   future = task.new if arm.new_order else task.same
   memories = {name: state.memories[name] for name in arm.memories}
-  if arm.memory_of == 'other':
-    memories = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), memories)
   composed = model.compose('base', *arm.memories)
   begun = world_model.WorldState(recent=state.recent, memories=memories)
-  frames, seconds = timed(
+  frames, seconds = arms_lib.timed(
       _imagine, composed, begun, future.truth.actions, future.truth.poses, key)
   frames = np.asarray(frames)
   scores = metrics.card_recall(
@@ -253,25 +149,25 @@ def run(
     model: world_model.WorldModel,
     task: Problem,
     *,
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, arms_lib.Arm],
     seeds: Sequence[int],
-    progress: Progress,
+    progress: arms_lib.Progress,
 ) -> dict[str, Measured]:
   """Writes and imagines every arm for every seed."""
   collected: dict[str, list] = {name: [] for name in arms}
   shuffled = any(arm.memory_of == 'shuffled' for arm in arms.values())
   for seed in seeds:
     key = jax.random.key(seed)
-    say = prefixed(progress, f'seed {seed}: ')
-    state, cost = write(model, task.history, jax.random.fold_in(key, 0), say)
+    say = arms_lib.prefixed(progress, f'seed {seed}: ')
+    state, cost = arms_lib.write(model, task.history, jax.random.fold_in(key, 0), say)
     mixed = state
     if shuffled:
-      mixed, _ = write(
-          model, shuffle(task.history, seed), jax.random.fold_in(key, 0),
-          prefixed(say, 'shuffled history, '))
-      mixed = dataclasses.replace(mixed, recent=state.recent)
+      mixed, _ = arms_lib.write(
+          model, arms_lib.shuffle(task.history, seed), jax.random.fold_in(key, 0),
+          arms_lib.prefixed(say, 'shuffled history, '))
     for done, (name, arm) in enumerate(arms.items()):
-      source = mixed if arm.memory_of == 'shuffled' else state
+      source = dataclasses.replace(
+          state, memories=arms_lib.memories_of(arm, state, mixed))
       out = measure(model, source, task, arm, jax.random.fold_in(key, 1))
       collected[name].append((*out, sum(cost[m] for m in arm.memories)))
       say(f'imagining {name}', (done + 1) / len(arms))
@@ -283,7 +179,7 @@ def protocol(
     task: Problem,
     *,
     seeds: Sequence[int],
-    progress: Progress,
+    progress: arms_lib.Progress,
 ) -> tuple[dict[str, Measured], dict[str, Any], dict[str, Any]]:
   """The whole recall protocol: every standard arm and control of the model's memories.
 
@@ -291,7 +187,7 @@ def protocol(
     What was measured, and the summaries of the arms and of the controls.
   """
   memories = tuple(model.memories)
-  arms, controls = standard_arms(memories), standard_controls(memories)
+  arms, controls = standard_arms(memories), arms_lib.standard_controls(memories)
   measured = run(model, task, arms={**arms, **controls}, seeds=seeds, progress=progress)
   window = model.memories['short_term'].model.context if 'short_term' in memories else None
   summary = {name: summarize(m, window=window) for name, m in measured.items()}
@@ -301,20 +197,11 @@ def protocol(
 def stages(model: world_model.WorldModel, seeds: int) -> int:
   """How many different things `protocol` reports to be doing."""
   memories = tuple(model.memories)
-  arms, controls = standard_arms(memories), standard_controls(memories)
+  arms, controls = standard_arms(memories), arms_lib.standard_controls(memories)
   return seeds * (len(arms) + len(controls) + 2 * len(memories))
 
 
-def shuffle(history: episode.Observation, seed: int) -> episode.Observation:
-  """Each episode's frames, with their actions and poses, in a random order."""
-  rng = np.random.default_rng(seed)
-  batch, length = history.frames.shape[:2]
-  order = np.stack([rng.permutation(length) for _ in range(batch)])
-  return jax.tree.map(lambda x: np.take_along_axis(
-      np.asarray(x), order.reshape(batch, length, *(1,) * (x.ndim - 2)), axis=1), history)
-
-
-def stack(rows: list, task: Problem, arm: Arm) -> Measured:
+def stack(rows: list, task: Problem, arm: arms_lib.Arm) -> Measured:
   """Gathers one arm's rows, one per seed: what `measure` returns and the writing cost."""
   scores, quality, frames, read, wrote = zip(*rows, strict=True)
   return Measured(

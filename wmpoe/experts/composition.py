@@ -152,6 +152,9 @@ class Interval:
 class Composed:
   """A base and its contrasts under a rule; itself a denoiser, so composition is closed.
 
+  Where the weights of all contrasts are limited to some noise levels (`Contrast.level`), the
+  default rule does not run their branches at the others: there it is the base.
+
   Attributes:
     base: Denoiser, or None where the rule allows it.
     contrasts: One per memory.
@@ -165,6 +168,15 @@ class Composed:
   def __call__(self, x_t: jax.Array, logsnr: jax.Array) -> jax.Array:
     """Composed noise estimate of x_t [B T H W C] at logsnr [B T]."""
     logsnr = jnp.broadcast_to(logsnr, x_t.shape[:2])
+    levels = [contrast.level for contrast in self.contrasts if contrast.level is not None]
+    if len(levels) < len(self.contrasts) or self.base is None or self.rule is not shared_base:
+      return self._all_branches(x_t, logsnr)
+    active = jnp.stack([jnp.any(level(logsnr) != 0.0) for level in levels])
+    return jax.lax.cond(
+        jnp.any(active), lambda x, level: self._all_branches(x, level),
+        lambda x, level: self.base(x, level), x_t, logsnr)
+
+  def _all_branches(self, x_t: jax.Array, logsnr: jax.Array) -> jax.Array:
     branches = [self.base]
     for contrast in self.contrasts:
       branches += [contrast.positive, contrast.negative]

@@ -34,13 +34,16 @@ class Model:
     network: The Linen module.
     schedule: Its noise schedule.
     prediction: What it outputs: 'eps', 'x0' or 'v'.
-    codec: Maps uint8 frames to the space it works in.
+    codec: Maps an episode's frames to the space it works in.
+    pose_code: Optional static `(poses [B T P], anchor [B P]) -> [B T dim]`, such as
+      `networks.poses.RelativePose`; the anchor is the last context frame's pose.
   """
 
   network: dit.DiT
   schedule: schedules.Schedule
   prediction: str = 'v'
   codec: Any = codec_lib.PixelCodec()
+  pose_code: Any = None
 
   @property
   def context(self) -> int:
@@ -51,10 +54,23 @@ class Model:
     """Fresh parameters."""
     frames = self.context + 1
     x = jnp.zeros((1, frames, *self.network.frame_shape))
+    pose_dim = pose_dim if self.pose_code is None else self.pose_code.dim
     level = jnp.zeros((1, frames))
     return self.network.init(
         key, x, level, jnp.zeros((1, frames, action_dim)),
         jnp.zeros((1, frames, pose_dim)))['params']
+
+  def code_poses(self, past: chex.Array, valid: chex.Array, poses: chex.Array
+                 ) -> tuple[jax.Array, jax.Array]:
+    """What the network is told of the poses of context [B C P] and generated frames [B T P].
+
+    Before the episode's start (`valid` [B C] false for the last context frame) the first generated
+    frame is the anchor.
+    """
+    if self.pose_code is None:
+      return past, poses
+    anchor = jnp.where(valid[:, -1:], past[:, -1], poses[:, 0])
+    return self.pose_code(past, anchor), self.pose_code(poses, anchor)
 
 
 @struct.dataclass
@@ -62,7 +78,7 @@ class Window:
   """The most recent frames of an episode, oldest first; frames before its start are not valid.
 
   Attributes:
-    frames: [B C H W 3] uint8.
+    frames: [B C H W D], as the model's codec takes them: uint8 pixels, or latents.
     actions: [B C A].
     poses: [B C P].
     valid: [B C] bool.
@@ -96,11 +112,12 @@ class Window:
 
 
 def empty_window(
-    batch: int, length: int, frame_shape: tuple[int, int, int], action_dim: int, pose_dim: int
+    batch: int, length: int, frame_shape: tuple[int, int, int], action_dim: int, pose_dim: int,
+    dtype: Any = jnp.uint8,
 ) -> Window:
   """A window in which no frame is valid yet."""
   return Window(
-      frames=jnp.zeros((batch, length, *frame_shape), jnp.uint8),
+      frames=jnp.zeros((batch, length, *frame_shape), dtype),
       actions=jnp.zeros((batch, length, action_dim)),
       poses=jnp.zeros((batch, length, pose_dim)),
       valid=jnp.zeros((batch, length), bool))
@@ -261,16 +278,18 @@ def bind(
           noise_levels.null_context(k, x[None], kept[None], model.schedule)))(
               query.key, model.codec.encode(context.frames), keep)
 
+  past_poses, poses = model.code_poses(context.poses, context.valid, query.poses)
+
   def prefill(adapter, x, lev, actions, poses, cells_):
     variables = {'params': params} if adapter is None else {'params': params, 'lora': adapter}
     return model.network.apply(variables, x, lev, actions, poses, cells_, method='prefill')
 
   past: dit.Cache | Context = Context(
-      frames=frames, logsnr=level, actions=context.actions, poses=context.poses,
+      frames=frames, logsnr=level, actions=context.actions, poses=past_poses,
       cells=context_cells)
   if model.network.pattern.caches_context:
     past = per_episode(prefill, lora)(
-        frames, level, context.actions, context.poses, context_cells)
+        frames, level, context.actions, past_poses, context_cells)
   return NetworkDenoiser(
-      params=params, past=past, actions=query.actions, poses=query.poses, lora=lora, cells=cells,
+      params=params, past=past, actions=query.actions, poses=poses, lora=lora, cells=cells,
       model=model)

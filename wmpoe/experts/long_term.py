@@ -75,7 +75,8 @@ class LongTerm:
         lora=self.lora_init,
         opt_state=self.optimizer.init(self.lora_init),
         history=writing_lib.empty_history(
-            self.writing.capacity, self.model.network.frame_shape, self.action_dim, self.pose_dim),
+            self.writing.capacity, self.model.network.frame_shape, self.action_dim, self.pose_dim,
+            self.model.codec.dtype),
         step=jnp.zeros((), jnp.int32))
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *jnp.shape(x))), one)
 

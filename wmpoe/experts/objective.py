@@ -25,7 +25,7 @@ class Clip:
   """A batch of clips of C context and G target frames.
 
   Attributes:
-    frames: [B C+G H W 3] uint8.
+    frames: [B C+G H W D], as the model's codec takes them.
     actions: [B C+G A].
     poses: [B C+G P].
     valid: [B C+G] bool; false frames lie outside the episode: never context, never target.
@@ -97,14 +97,17 @@ def clip_loss(
   if objective.regime == 'diffusion_forcing':
     times = noise_levels.independent_times(
         key_time, batch, length, power=objective.time_power)
+    coded = jnp.concatenate(model.code_poses(
+        clip.poses[:, :context], clip.valid[:, :context], clip.poses[:, context:]), axis=1)
     predict = lambda x_t, logsnr: apply(
-        variables, x_t, logsnr, clip.actions, clip.poses, cells=clip.cells)
+        variables, x_t, logsnr, clip.actions, coded, cells=clip.cells)
     return losses.denoising_loss(
         predict, x, model.schedule(times), key_noise, prediction=model.prediction,
         weighting=objective.weighting, mask=clip.valid, pixel_weight=clip.pixel_weight)
 
   (frames, targets), (valid, mask) = split(x), split(clip.valid)
   (past_actions, actions), (past_poses, poses) = split(clip.actions), split(clip.poses)
+  past_poses, poses = model.code_poses(past_poses, valid, poses)
   past_cells, cells = split(clip.cells)
   _, pixel_weight = split(clip.pixel_weight)
   keep = noise_levels.context_dropout(
@@ -119,7 +122,8 @@ def clip_loss(
   else:
     predict = lambda x_t, logsnr: apply(
         variables, jnp.concatenate([frames, x_t], axis=1),
-        jnp.concatenate([level, logsnr], axis=1), clip.actions, clip.poses,
+        jnp.concatenate([level, logsnr], axis=1), clip.actions,
+        jnp.concatenate([past_poses, poses], axis=1),
         cells=clip.cells)[:, context:]
   return losses.denoising_loss(
       predict, targets, logsnr, key_noise, prediction=model.prediction,

@@ -35,7 +35,8 @@ class ShortTerm:
   def init(self, batch: int) -> expert.Window:
     """An empty ring for `batch` episodes."""
     return expert.empty_window(
-        batch, self.model.context, self.model.network.frame_shape, self.action_dim, self.pose_dim)
+        batch, self.model.context, self.model.network.frame_shape, self.action_dim, self.pose_dim,
+        self.model.codec.dtype)
 
   def write(
       self, state: expert.Window, observation: episode.Observation, key: chex.PRNGKey

@@ -27,7 +27,7 @@ class History:
   """What an episode has shown so far, with room for more.
 
   Attributes:
-    frames: [... S H W 3] uint8.
+    frames: [... S H W D], as the model's codec takes them.
     actions: [... S A].
     poses: [... S P].
     length: [...] int32, how many of the S frames are there.
@@ -73,11 +73,12 @@ class Writing:
 
 
 def empty_history(
-    capacity: int, frame_shape: tuple[int, int, int], action_dim: int, pose_dim: int
+    capacity: int, frame_shape: tuple[int, int, int], action_dim: int, pose_dim: int,
+    dtype: Any = jnp.uint8,
 ) -> History:
   """A history of one episode that holds nothing yet."""
   return History(
-      frames=jnp.zeros((capacity, *frame_shape), jnp.uint8),
+      frames=jnp.zeros((capacity, *frame_shape), dtype),
       actions=jnp.zeros((capacity, action_dim)),
       poses=jnp.zeros((capacity, pose_dim)),
       length=jnp.zeros((), jnp.int32))

@@ -85,6 +85,9 @@ class DiT(nn.Module):
     pattern: Which frames see which.
     pose_kind: 'grid' marks the token a (row, column) pose points at; 'vector' takes poses as
       they are; 'none' ignores them.
+    field: The last `field` channels of a 'vector' pose are the key of a place field, a table that
+      is zero in the base and only ever changed by an adapter: what a long-term memory writes
+      there is added to the tokens of the frames that ask for it. 0 for none.
     mlp_ratio: Hidden width of the MLP over D.
     map_dim: Channels of a spatial memory's tokens aligned with the frame's own (0: none).
     dtype: Computation dtype; parameters, norms' statistics, softmax and output stay float32.
@@ -101,6 +104,7 @@ class DiT(nn.Module):
   pattern: attention.Pattern = attention.Pattern()
   pose_kind: str = 'grid'
   mlp_ratio: int = 4
+  field: int = 0
   map_dim: int = 0
   dtype: Any = jnp.float32
   remat: bool = False
@@ -124,6 +128,7 @@ class DiT(nn.Module):
 
     level = nn.silu(dense(d, 'noise_level')(
         embeddings.fourier_features(0.125 * logsnr, d, max_period=100.0)))
+    poses, keys = poses[..., :poses.shape[-1] - self.field], poses[..., -self.field:]
     inputs = [actions] if self.pose_kind != 'vector' else [actions, poses]
     frame = dense(d, 'frame_condition')(jnp.concatenate(inputs, axis=-1).astype(jnp.float32))
     condition = nn.silu(dense(d, 'condition')(level + frame))
@@ -137,6 +142,10 @@ class DiT(nn.Module):
       # The plane carries the frame's action too: "this happens here" is then linear.
       local = jnp.concatenate([planes, planes * actions[:, :, None, :]], axis=-1)
       tokens = tokens + dense(d, 'pose_plane', use_bias=False)(local)
+    if self.field:
+      field = jax.lax.stop_gradient(self.param('field', zeros, (self.field, n * d)))
+      field = lora.embedding(self, 'field', field).astype(self.dtype)
+      tokens = tokens + (keys.astype(self.dtype) @ field).reshape(b, t, n, d)
     if self.map_dim:
       if cells is None:
         cells = jnp.zeros((b, t, n, self.map_dim), self.dtype)

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from wmpoe.experts import expert
+from wmpoe.experts import key_frames
 from wmpoe.experts import objective as objective_lib
 from wmpoe.experts import spatial
+from wmpoe.networks import autoencoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class DenoisingTask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpatialTask:
-  """The spatial expert: encoder and denoiser, trained together through the map.
+  """The spatial expert: encoder and denoiser, trained together through the memory.
 
   Attributes:
     model: Static.
@@ -57,7 +59,7 @@ class SpatialTask:
     initial: Optional parameters of a base; the denoiser is forked from it, new leaves are fresh.
   """
 
-  model: spatial.SpatialModel
+  model: spatial.SpatialModel | key_frames.KeyFrameModel
   objective: objective_lib.Objective
   empty_rate: float
   action_dim: int
@@ -82,14 +84,49 @@ class SpatialTask:
   def loss(
       self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss through the map, of a batch of `RandomClip(history=...)`."""
+    """The loss through the memory, of a batch of `RandomClip(history=...)`."""
     history = objective_lib.Clip(
         frames=batch['history_frames'], actions=batch['history_actions'],
         poses=batch['history_poses'], valid=batch['history_valid'])
-    loss = spatial.spatial_loss(
+    if isinstance(self.model, key_frames.KeyFrameModel):
+      return key_frames.key_frame_loss(
+          self.model, params, _clip(batch), history, key, self.objective,
+          empty_rate=self.empty_rate), {}
+    return spatial.spatial_loss(
         self.model, params, _clip(batch), history, key, self.objective,
-        empty_rate=self.empty_rate)
-    return loss, {}
+        empty_rate=self.empty_rate), {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderTask:
+  """The autoencoder: reconstruct single frames.
+
+  Attributes:
+    network: Static.
+    noise: Standard deviation of the noise the decoder is trained under.
+    absolute: Weight of the absolute error beside the squared one.
+    perceptual: Optional distance of frames, see `autoencoder.reconstruction_loss`.
+    perceptual_weight: Its weight.
+  """
+
+  network: autoencoder.Autoencoder
+  noise: float
+  absolute: float
+  perceptual: Any = None
+  perceptual_weight: float = 0.0
+
+  def init(self, key: chex.PRNGKey) -> Any:
+    """Fresh parameters."""
+    return self.network.init(key, jnp.zeros((1, *self.network.frame_shape)))['params']
+
+  def loss(
+      self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The reconstruction loss of uint8 frames [B H W 3], and its mean squared error."""
+    loss, mse = autoencoder.reconstruction_loss(
+        self.network, params, batch['frames'], key, noise=self.noise, absolute=self.absolute,
+        perceptual=self.perceptual, perceptual_weight=self.perceptual_weight)
+    return loss, {'mse': mse}
 
 
 def _clip(batch: dict[str, Any]) -> objective_lib.Clip:

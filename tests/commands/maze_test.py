@@ -1,0 +1,120 @@
+"""Memory Maze from frames to a result, through the commands, on one bundled episode."""
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from wmpoe import packaged
+from wmpoe import zoo
+from wmpoe.data import latents
+from wmpoe.evaluation import results
+
+CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'memory_maze.py'
+EPISODE = pathlib.Path(__file__).parents[1] / 'data' / 'tiny_maze.npz'
+TRAIN = ['--config.train.batch_size=2', '--config.train.steps=2', '--config.train.log_every=1']
+MODEL = ['--config.model.width=16', '--config.model.depth=2', '--config.model.heads=1',
+         '--config.model.target=2']
+
+
+def config(variant=''):
+  return f'--config={CONFIG}:{variant}' if variant else f'--config={CONFIG}'
+
+
+@pytest.fixture
+def source(tmp_path):
+  folder = tmp_path / 'episodes'
+  folder.mkdir()
+  for name in ('first', 'second'):
+    shutil.copy(EPISODE, folder / f'{name}.npz')
+  (folder / 'broken.npz').write_bytes(b'no zip')
+  return folder
+
+
+@pytest.fixture
+def autoencoder(wmpoe, source):
+  done = wmpoe(
+      'train', config('autoencoder'), *TRAIN, '--workdir=runs/autoencoder',
+      f'--config.data.folder={source}', f'--config.data.validation={source}',
+      '--config.autoencoder.widths=(8, 8)', '--config.autoencoder.depth=(1, 1)',
+      '--config.objective.perceptual_weight=0.0', '--package=autoencoder.npz')
+  assert done.code == 0, done.err
+  return 'autoencoder.npz'
+
+
+@pytest.fixture
+def cache(wmpoe, source, autoencoder):
+  done = wmpoe('encode', config(), f'--config.autoencoder={autoencoder}', f'--source={source}',
+               '--workdir=latents')
+  assert done.code == 0, done.err
+  assert 'broken.npz' in done.err and '1 bad files' in done.err
+  assert 'wrote the latents of 2 episodes' in done.out and 'dB' in done.out
+  return 'latents'
+
+
+def _train(wmpoe, variant, cache, *flags):
+  return wmpoe('train', config(variant), *TRAIN, *MODEL, f'--config.data.folder={cache}',
+               f'--config.data.validation={cache}', '--config.autoencoder=autoencoder.npz',
+               f'--workdir=runs/{variant}', f'--package={variant}.npz', *flags)
+
+
+def test_the_whole_way(wmpoe, source, cache, tmp_path):
+  card = packaged.card(tmp_path / 'autoencoder.npz')
+  assert card['result']['validation_psnr'] > 0 and 'mse' not in card['result']
+  found = latents.read(cache, encoder=card['sha256'])
+  assert [item.meta['name'] for item in found] == ['first', 'second']
+  assert found[0].frames.shape[1:] == (16, 16, 4)
+  # The statistics standardise the latents they were taken from (every tenth frame).
+  assert np.abs(np.mean(found[0].frames.astype(np.float32), axis=(0, 1, 2))).max() < 0.6
+
+  done = _train(wmpoe, 'cpu_spatial', cache, '--config.encoder.width=8', '--config.encoder.heads=1',
+                '--config.encoder.depth=1', '--config.retrieval.count=2')
+  assert done.code == 0, done.err
+  card = packaged.card(tmp_path / 'cpu_spatial.npz')
+  assert card['command'].startswith('python -m wmpoe train --config=configs/memory_maze.py:cpu_sp')
+  done = _train(wmpoe, 'cpu_short_term', cache, '--config.init_from=cpu_spatial.npz',
+                '--config.model.context=5')
+  assert done.code == 0, done.err
+
+  done = wmpoe(
+      'eval', config(), '--experts=spatial=cpu_spatial.npz,short_term=cpu_short_term.npz',
+      '--config.autoencoder=autoencoder.npz', f'--source={source}', '--protocol=revisit',
+      '--episodes=2', '--seeds=1', '--metrics=psnr,ssim', '--workdir=there',
+      '--config.protocol.history=8', '--config.protocol.starts=(8, 10)',
+      '--config.protocol.chunks=1', '--config.compose.num_steps=2',
+      '--config.compose.long_term.writing.steps=1', '--config.compose.long_term.writing.target=2',
+      '--config.compose.long_term.writing.capacity=16', '--config.compose.long_term.lora.rank=2')
+  assert done.code == 0, done.err
+  out = results.read(tmp_path / 'there' / 'revisit.json')
+  assert list(out['arms']) == [
+      'base', 'short_term', 'long_term', 'spatial', 'short_term+long_term', 'short_term+spatial',
+      'long_term+spatial', 'all', 'copy_last', 'copy_mean', 'copy_pose']
+  assert list(out['controls']) == ['other_episode', 'shuffled_history']
+  arm = out['arms']['spatial']
+  assert {'psnr', 'ssim', 'psnr_minus_base', 'write_ms_per_frame'} <= set(arm)
+  assert arm['psnr']['n'] == 2 and 'psnr_minus_base' not in out['arms']['base']
+  assert out['meta']['config']['poses'] == 'true'
+  assert (tmp_path / 'there' / 'revisit.html').stat().st_size > 10_000
+
+
+def test_a_cache_of_another_autoencoder_is_refused(wmpoe, cache, tmp_path):
+  tree, card = zoo.load_expert('autoencoder.npz')
+  packaged.save('autoencoder.npz', {**tree, 'mean': tree['mean'] + 1}, card)
+  done = _train(wmpoe, 'cpu_spatial', cache)
+  assert done.code == 2
+  assert 'stale cache' in done.err and 'Encode the episodes again' in done.err
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['encode'], 'Give the folder of the episodes, --source, and of the cache, --workdir.'),
+    (['encode', '--source=nowhere', '--workdir=there', '--config.autoencoder=gone.npz'],
+     "'gone.npz' is neither a file nor a packaged expert"),
+    (['train', '--workdir=run', '--config.autoencoder=cards_base'],
+     "holds the expert 'base'; expected an autoencoder"),
+])
+def test_bad_input_is_named(wmpoe, flags, message):
+  command, *rest = flags
+  done = wmpoe(command, config('cpu_spatial'), *rest)
+  assert done.code == 2
+  assert message in done.err

@@ -1,0 +1,74 @@
+import json
+
+import numpy as np
+import pytest
+
+from wmpoe.data import episode
+from wmpoe.data import latents
+
+
+def items(count=2):
+  rng = np.random.default_rng(0)
+  for i in range(count):
+    item = episode.Episode(
+        frames=np.zeros((4, 8, 8, 3), np.uint8), actions=rng.normal(size=(4, 2)).astype('f4'),
+        poses=rng.normal(size=(4, 3)).astype('f4'), meta={'name': f'e{i}', 'layout': [[1]]})
+    yield f'e{i}', item, rng.normal(size=(4, 1, 1, 2))
+
+
+@pytest.fixture
+def cache(tmp_path):
+  assert list(latents.write(tmp_path, items(), encoder='abc', about={'psnr': 31.0})) == [
+      'e0', 'e1']
+  return tmp_path
+
+
+def test_what_was_written_is_read(cache):
+  found = latents.read(cache, encoder='abc')
+  assert [item.meta['name'] for item in found] == ['e0', 'e1']
+  for item, (_, given, z) in zip(found, items(), strict=True):
+    assert item.frames.dtype == np.float16
+    np.testing.assert_allclose(item.frames, z, atol=2e-3)
+    np.testing.assert_array_equal(item.poses, given.poses)
+  assert latents.read_index(cache)['psnr'] == 31.0
+
+
+def test_another_encoder_is_refused(cache):
+  with pytest.raises(ValueError, match=r'stale cache.*abc.*this run uses xyz.*Encode.*again'):
+    latents.read(cache, encoder='xyz')
+
+
+def test_an_interrupted_cache_is_none(cache):
+  writing = latents.write(cache, items(), encoder='abc', about={})
+  next(writing)
+  writing.close()
+  with pytest.raises(FileNotFoundError, match='no complete latent cache'):
+    latents.read(cache)
+
+
+def test_damaged_or_missing_files_are_named(cache):
+  (cache / 'e1.npz').write_bytes(b'PK not a zip')
+  with pytest.raises(ValueError, match='e1.npz is damaged'):
+    latents.read(cache)
+  (cache / 'e1.npz').unlink()
+  with pytest.raises(FileNotFoundError, match='e1.npz is named in latents.json'):
+    latents.read(cache)
+  (cache / latents.INDEX).write_text('{}')
+  with pytest.raises(ValueError, match='latents.json is damaged'):
+    latents.read(cache)
+  (cache / latents.INDEX).write_text(json.dumps({'format': 'x', 'version': 9}))
+  with pytest.raises(ValueError, match='says format'):
+    latents.read(cache)
+
+
+def test_lengths_that_disagree_are_refused(cache):
+  np.savez(cache / 'e0.npz', latents=np.zeros((3, 1, 1, 2)), actions=np.zeros((4, 2)),
+           poses=np.zeros((4, 3)))
+  with pytest.raises(ValueError, match='e0.npz holds latents'):
+    latents.read(cache)
+
+
+def test_statistics_by_hand():
+  mean, std = latents.channel_statistics([np.array([[[[1.0, 0.0]]]]), np.array([[[[3.0, 0.0]]]])])
+  np.testing.assert_allclose(mean, [2, 0])
+  np.testing.assert_allclose(std, [1, 0])

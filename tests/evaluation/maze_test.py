@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from wmpoe.data import episode
+from wmpoe.evaluation import arms
+from wmpoe.evaluation import maze
+
+
+def make(poses, name='e'):
+  poses = np.asarray(poses, np.float32)
+  count = len(poses)
+  shades = np.broadcast_to(np.arange(count)[:, None, None, None], (count, 4, 4, 3))
+  return episode.Episode(
+      frames=shades.astype(np.uint8), actions=np.zeros((count, 2), np.float32), poses=poses,
+      meta={'name': name})
+
+
+@pytest.fixture
+def task(monkeypatch):
+  monkeypatch.setattr(maze, 'REVISIT_GAP', 5)
+  # Two cells at first, then back to the first cell looking the same way, the other way, and a
+  # third cell.
+  poses = [(0.5, 0.5, 0.0)] * 4 + [(1.5, 0.5, 0.0)] * 4 + [
+      (0.4, 0.6, 0.5), (0.5, 0.5, 3.0), (2.5, 0.5, 0.0), (1.5, 0.5, 0.1)]
+  episodes = [make(poses, 'first'), make(poses[::-1][4:] + poses[:4], 'second')]
+  return maze.problem(
+      episodes, lambda frames: frames[..., :1] / 255.0, history=8, starts=(8,), length=4)
+
+
+def test_seen_long_ago_and_never_by_hand(task):
+  assert task.revisited[0].tolist() == [True, False, False, True]
+  assert task.unseen[0].tolist() == [False, True, True, False]
+  assert task.truth[0, :, 0, 0, 0].tolist() == [8, 9, 10, 11]
+  assert task.encoded.frames.shape == (2, 12, 4, 4, 1)
+
+
+def test_what_was_seen_a_moment_ago_is_neither():
+  poses = [(0.5, 0.5, 0.0)] * 12
+  made = maze.problem([make(poses)], lambda x: x, history=8, starts=(8,), length=4)
+  assert not made.revisited.any() and not made.unseen.any()
+
+
+def test_copies_by_hand(task):
+  copied = maze.copies(task)
+  shade = lambda name: copied[name][0, :, 0, 0, 0].tolist()
+  assert shade('copy_last') == [7, 7, 7, 7]
+  assert shade('copy_mean') == [4, 4, 4, 4]  # 3.5, rounded to even
+  nearest = shade('copy_pose')
+  assert nearest[0] < 4 and 4 <= nearest[3] < 8
+
+
+def test_arms_are_all_subsets():
+  made = maze.standard_arms(('short_term', 'long_term', 'spatial'))
+  assert len(made) == 8 and list(made)[-1] == 'all'
+  assert made['short_term+spatial'] == arms.Arm(memories=('short_term', 'spatial'))
+  assert list(maze.standard_arms(('spatial',))) == ['base', 'spatial']
+
+
+def test_summaries_are_means_over_the_right_frames(task):
+  scores = np.zeros((1, 2, 4))
+  scores[0, 0] = [10, 20, 30, 40]
+  scores[0, 1] = 50
+  measured = maze.Measured(scores={'psnr': scores}, frames=task.truth)
+  base = maze.Measured(scores={'psnr': scores - 5}, frames=task.truth)
+  out = maze.summarize(measured, base, task, split=True)
+  assert out['psnr']['mean'] == pytest.approx(37.5)
+  revisited = scores[0][task.revisited].mean()
+  assert out['psnr_revisited']['mean'] == pytest.approx(revisited)
+  assert out['psnr_unseen']['mean'] == pytest.approx(scores[0][task.unseen].mean())
+  assert out['psnr_minus_base']['mean'] == pytest.approx(5.0)
+  assert 'psnr_minus_base' not in maze.summarize(base, base, task, split=False)
+  assert 'psnr_revisited' not in maze.summarize(base, base, task, split=False)
+
+
+def test_strips_show_truth_and_arms(task):
+  shown = {name: maze.Measured(scores={}, frames=task.truth) for name in ('base', 'spatial')}
+  strips = maze.strips(task, shown, count=1)
+  assert len(strips) == 1 and list(strips[0].rows) == ['truth', 'base', 'spatial']
+
+
+def test_impossible_problems_and_unknown_metrics_are_refused():
+  poses = [(0.5, 0.5, 0.0)] * 12
+  with pytest.raises(ValueError, match='expected places after it'):
+    maze.problem([make(poses)], lambda x: x, history=8, starts=(6,), length=4)
+  with pytest.raises(ValueError, match='The episodes e have fewer than the 14 frames'):
+    maze.problem([make(poses)], lambda x: x, history=8, starts=(10,), length=4)
+  with pytest.raises(ValueError, match='expected some of psnr'):
+    maze.measures(['fid'])

@@ -1,0 +1,136 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmpoe.data import episode
+from wmpoe.diffusion import schedules
+from wmpoe.experts import base as base_lib
+from wmpoe.experts import expert
+from wmpoe.experts import key_frames
+from wmpoe.experts import objective
+from wmpoe.networks import codec
+from wmpoe.networks import dit
+from wmpoe.networks import poses
+from wmpoe.networks import view_reader
+
+CODE = poses.RelativePose(field=4)
+DENOISER = expert.Model(
+    network=dit.DiT(
+        width=12, depth=1, heads=1, patch=2, frame_shape=(4, 4, 2), context=1, map_dim=6,
+        pose_kind='vector', field=4),
+    schedule=schedules.CosineSchedule(), codec=codec.LatentCodec(), pose_code=CODE)
+MODEL = key_frames.KeyFrameModel(
+    denoiser=DENOISER,
+    reader=view_reader.ViewReader(features=6, patch=2, width=8, depth=1, heads=1),
+    retrieval=key_frames.Retrieval(count=2))
+
+
+@pytest.fixture(scope='module')
+def params():
+  made = jax.jit(lambda key: MODEL.init(key, action_dim=2, pose_dim=3))(jax.random.key(0))
+  # Zero-initialised layers would hide everything; noise makes each of them count.
+  return jax.tree.map(
+      lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), made)
+
+
+def observation(batch, length, seed=0):
+  rng = np.random.default_rng(seed)
+  return episode.Observation(
+      frames=rng.normal(size=(batch, length, 4, 4, 2)).astype(np.float32),
+      actions=rng.normal(size=(batch, length, 2)).astype(np.float32),
+      poses=rng.uniform(0, 2, (batch, length, 3)).astype(np.float32))
+
+
+def query(batch, length, params):
+  seen, asked = observation(batch, 1, 1), observation(batch, length, 2)
+  window = expert.empty_window(batch, 1, (4, 4, 2), 2, 3, jnp.float32).push(seen)
+  made = expert.Query(
+      recent=window, actions=asked.actions, poses=asked.poses,
+      key=jax.random.split(jax.random.key(0), batch))
+  base = base_lib.Base(params=params['denoiser'], model=DENOISER)
+  return dataclasses.replace(made, base=base.read(made))
+
+
+def test_retrieval_by_hand():
+  memory = jnp.array([[0, 0, 0], [1, 0, 0], [0, 0, 1.0], [0, 0, np.pi], [0.1, 0, 0]])
+  valid = jnp.array([True, True, True, True, False])
+  choose = key_frames.Retrieval(count=3, length=1.0, angle=2.0)
+  index, relative, usable = choose(memory, valid, jnp.zeros((1, 3)))
+  # Costs: 0, 1, (1/2)^2; the fourth looks the other way, the fifth does not exist.
+  assert index[0].tolist() == [0, 2, 1] and usable.all()
+  np.testing.assert_allclose(relative[0, 1], [0, 0, 1], atol=1e-6)
+  few = key_frames.Retrieval(count=2)(memory[3:], valid[3:], jnp.zeros((1, 3)))
+  assert not few[2].any()
+
+
+def test_turned_pictures_agree_with_the_asked_heading(params):
+  """A picture seen from another heading is turned to the asked one before it is read."""
+  frames = jnp.asarray(observation(1, 1).frames)
+  valid = jnp.ones((1, 1), bool)
+  model = dataclasses.replace(MODEL, retrieval=key_frames.Retrieval(count=1))
+  read = jax.jit(lambda heading, x: model.read(
+      params, x, jnp.array([[[1.0, 1.0, heading]]]), valid, jnp.array([[[1.0, 1.0, 0.0]]])))
+  # The right columns of a picture taken looking left are what the left half shows now.
+  changed = frames.at[..., -1, :].add(1.0)
+  assert np.abs(read(0.5, frames) - read(0.5, changed)).max() > 1e-4
+  # With a turn of 60 degrees to the left only its right edge is still in view.
+  far = frames.at[..., 0, :].add(1.0)
+  np.testing.assert_allclose(read(1.0, frames), read(1.0, far), atol=1e-6)
+
+
+def test_ring_keeps_the_newest(params):
+  memory = key_frames.Posed(params=params, model=MODEL, capacity=4)
+  seen = observation(2, 6)
+  state = memory.init(2)
+  assert not state.valid.any()
+  part = lambda a, b: jax.tree.map(lambda x: x[:, a:b], seen)
+  state = memory.write(state, part(0, 3), jax.random.key(0))
+  assert state.valid.sum() == 6
+  state = memory.write(state, part(3, 6), jax.random.key(0))
+  held = {tuple(np.round(p, 4)) for p in np.asarray(state.poses[1]).tolist()}
+  assert held == {tuple(np.round(p, 4)) for p in seen.poses[1, 2:].tolist()}
+  at_once = memory.write(memory.init(2), seen, jax.random.key(0))
+  np.testing.assert_array_equal(
+      np.sort(state.poses[0], axis=0), np.sort(at_once.poses[0], axis=0))
+
+
+@pytest.mark.parametrize('baseline', ['own', 'base'])
+def test_contrast_against_the_denoiser_without_memory(params, baseline):
+  memory = key_frames.Posed(params=params, model=MODEL, capacity=8, baseline=baseline)
+  asked = query(2, 3, params)
+  state = memory.write(memory.init(2), observation(2, 5), jax.random.key(0))
+  contrast = memory.read(state, asked)
+  x = jax.random.normal(jax.random.key(3), (2, 3, 4, 4, 2))
+  level = jnp.zeros((2, 3))
+  base, positive = asked.base(x, level), contrast.positive(x, level)
+  assert np.abs(positive - base).max() > 1e-3
+  if baseline == 'own':
+    np.testing.assert_allclose(contrast.negative(x, level), base, atol=1e-5)
+  else:
+    assert contrast.negative is None
+  assert not contrast.empty.any() and memory.read(memory.init(2), asked).empty.all()
+
+
+def test_loss_trains_reader_and_denoiser_only_where_there_is_memory(params):
+  seen, clip = observation(2, 6, 4), observation(2, 4, 5)
+  as_clip = lambda o: objective.Clip(
+      frames=o.frames, actions=o.actions, poses=o.poses, valid=np.ones(o.frames.shape[:2], bool))
+  gradient = jax.jit(jax.grad(lambda p, rate: key_frames.key_frame_loss(
+      MODEL, p, as_clip(clip), as_clip(seen), jax.random.key(0), objective.Objective(),
+      empty_rate=rate)))
+  largest = lambda tree: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree))
+  with_memory, without = gradient(params, 0.0), gradient(params, 1.0)
+  assert largest(with_memory['encoder']) > 1e-6 and largest(with_memory['denoiser']) > 1e-6
+  assert largest(without['encoder']) == 0.0 and largest(without['denoiser']) > 1e-6
+  # The place field belongs to the long-term memory: training never moves it.
+  assert largest(with_memory['denoiser']['field']) == 0.0
+
+
+def test_sizes_that_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match='map tokens of 6 channels, the reader makes 5; set map_dim'):
+    dataclasses.replace(MODEL, reader=view_reader.ViewReader(features=5))
+  with pytest.raises(ValueError, match='expected count >= 1'):
+    key_frames.Retrieval(count=0)

@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wmpoe.networks import autoencoder
+
+NETWORK = autoencoder.Autoencoder(frame_shape=(12, 20, 3), channels=4, widths=(8, 8, 16))
+
+
+@pytest.fixture(scope='module')
+def params():
+  return NETWORK.init(jax.random.key(0), jnp.zeros((1, *NETWORK.frame_shape)))['params']
+
+
+@pytest.fixture(scope='module')
+def frames():
+  return np.random.default_rng(0).integers(0, 256, (3, *NETWORK.frame_shape), np.uint8)
+
+
+def test_space_and_depth_are_inverse():
+  x = np.random.default_rng(0).normal(size=(2, 8, 4, 3)).astype(np.float32)
+  deep = autoencoder.space_to_depth(x, 4)
+  assert deep.shape == (2, 2, 1, 48)
+  np.testing.assert_array_equal(autoencoder.depth_to_space(deep, 4), x)
+
+
+def test_sides_that_are_no_multiple_of_eight_are_padded_and_cropped(params, frames):
+  assert NETWORK.latent_shape == (2, 3, 4)
+  x = frames / np.float32(127.5) - 1
+  out, latents = NETWORK.apply({'params': params}, x)
+  assert out.shape == x.shape and latents.shape == (3, 2, 3, 4)
+  assert np.abs(latents).max() < NETWORK.bound
+
+
+def test_latent_space_standardises_and_inverts_its_scaling(params, frames):
+  mean, std = np.full(4, 0.25, np.float32), np.full(4, 2.0, np.float32)
+  space = autoencoder.LatentSpace(params=params, mean=mean, std=std, network=NETWORK)
+  raw = NETWORK.apply({'params': params}, frames / np.float32(127.5) - 1, method='encode')
+  latents = space.encode(frames[None])
+  assert latents.shape == (1, 3, 2, 3, 4)
+  np.testing.assert_allclose(latents[0] * 2.0 + 0.25, raw, atol=1e-5)
+  decoded = space.decode(latents)
+  assert decoded.dtype == jnp.uint8 and decoded.shape == (1, 3, *NETWORK.frame_shape)
+  expected = NETWORK.apply({'params': params}, raw, method='decode')
+  expected = np.clip(np.round((np.asarray(expected) + 1) * 127.5), 0, 255)
+  assert np.abs(decoded[0].astype(int) - expected).max() <= 1
+
+
+def test_loss_falls_and_noise_matters(params, frames):
+  loss = jax.jit(lambda p, noise: autoencoder.reconstruction_loss(
+      NETWORK, p, frames, jax.random.key(0), noise=noise, absolute=0.1))
+  before, mse = loss(params, 0.0)
+  x = frames / np.float32(127.5) - 1
+  out, _ = NETWORK.apply({'params': params}, x)
+  np.testing.assert_allclose(mse, np.mean((out - x) ** 2) / 4, rtol=1e-4)
+  np.testing.assert_allclose(
+      before, np.mean((out - x) ** 2) + 0.1 * np.mean(np.abs(out - x)), rtol=1e-4)
+  assert loss(params, 1.0)[0] != before
+  optimizer = optax.adam(3e-3)
+  step = jax.jit(lambda p, s: optimizer.update(jax.grad(
+      lambda q: autoencoder.reconstruction_loss(
+          NETWORK, q, frames, jax.random.key(1), noise=0.0, absolute=0.1)[0])(p), s))
+  state, now = optimizer.init(params), params
+  for _ in range(15):
+    updates, state = step(now, state)
+    now = optax.apply_updates(now, updates)
+  assert loss(now, 0.0)[0] < 0.9 * before

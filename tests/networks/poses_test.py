@@ -1,0 +1,77 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmpoe.data import memory_maze
+from wmpoe.networks import poses
+
+HALF = np.deg2rad(40.0)
+
+
+def test_relative_agrees_with_the_data_side():
+  rng = np.random.default_rng(0)
+  pose, anchor = rng.uniform(-4, 4, (2, 20, 3)).astype(np.float32)
+  expected = memory_maze.relative_pose(pose, anchor)
+  np.testing.assert_allclose(poses.relative(pose, anchor), expected, atol=1e-5)
+
+
+def test_features_do_not_jump_where_the_turn_wraps():
+  below = poses.features(jnp.array([0.3, -0.2, np.pi - 1e-4]))
+  above = poses.features(jnp.array([0.3, -0.2, -np.pi + 1e-4]))
+  assert below.shape == (poses.FEATURES,)
+  np.testing.assert_allclose(below, above, atol=1e-2)
+
+
+def test_code_does_not_change_with_the_world_but_its_field_does():
+  rng = np.random.default_rng(1)
+  clip = rng.uniform(-2, 2, (1, 5, 3)).astype(np.float32)
+  turn, shift = 0.7, np.array([3.0, -1.0])
+  rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+  moved = np.concatenate([clip[..., :2] @ rotation + shift, clip[..., 2:] + turn], -1)
+  moved = moved.astype(np.float32)
+  code = poses.RelativePose(field=8)
+  here, there = (np.asarray(code(x, x[:, 2])) for x in (clip, moved))
+  assert here.shape == (1, 5, code.dim)
+  np.testing.assert_allclose(
+      here[..., :poses.FEATURES], there[..., :poses.FEATURES], atol=1e-4)
+  assert np.abs(here[..., poses.FEATURES:] - there[..., poses.FEATURES:]).max() > 0.05
+
+
+def test_field_kernel_falls_off_with_distance_and_angle():
+  code = poses.RelativePose(field=2048, length=1.0)
+  at = lambda *pose: np.asarray(
+      code(jnp.asarray([[pose]]), jnp.zeros((1, 3))))[0, 0, poses.FEATURES:]
+  here = at(2.0, 1.0, 0.3)
+  np.testing.assert_allclose(here @ here, 1.0, atol=0.1)
+  np.testing.assert_allclose(here @ at(2.0, 1.5, 0.3), np.exp(-0.125), atol=0.1)
+  assert abs(here @ at(5.0, 1.0, 0.3)) < 0.1
+  assert here @ at(2.0, 1.0, 0.5) > here @ at(2.0, 1.0, 1.2)
+
+
+def test_no_turn_is_the_identity():
+  where, inside = poses.turn_grid(jnp.zeros(()), (8, 8), HALF)
+  rows, columns = np.meshgrid(np.arange(8), np.arange(8), indexing='ij')
+  np.testing.assert_allclose(where, np.stack([rows, columns], -1), atol=1e-4)
+  assert np.all(inside)
+  picture = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+  np.testing.assert_allclose(poses.sample_grid(picture, where[None]), picture, atol=1e-4)
+
+
+@pytest.mark.parametrize('turn', [0.3, -0.5])
+def test_a_point_is_found_where_the_pinhole_puts_it(turn):
+  """A far point projected by hand into both cameras."""
+  size, focal = 64, 32 / np.tan(HALF)
+  project = lambda heading, x, y, z: (  # column and row of a point, camera at the origin
+      31.5 - focal * (-np.sin(heading) * x + np.cos(heading) * y)
+      / (np.cos(heading) * x + np.sin(heading) * y),
+      31.5 - focal * z / (np.cos(heading) * x + np.sin(heading) * y))
+  x, y, z = 5.0 * np.cos(turn / 2), 5.0 * np.sin(turn / 2), 0.8
+  old, new = project(0.0, x, y, z), project(turn, x, y, z)
+  where, _ = poses.turn_grid(jnp.asarray(turn), (size, size), HALF)
+  row, column = round(new[1]), round(new[0])
+  np.testing.assert_allclose(where[row, column], [old[1], old[0]], atol=1.2)
+
+
+def test_what_was_behind_is_not_inside():
+  _, inside = poses.turn_grid(jnp.asarray([np.pi, 2.0]), (8, 8), HALF)
+  assert not np.any(inside)

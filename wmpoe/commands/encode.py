@@ -1,0 +1,71 @@
+"""Encodes Memory Maze episodes into a latent cache, once, for all trainings and evaluations.
+
+  python -m wmpoe encode --config=configs/memory_maze.py \
+      --source=data/memory_maze_9x9/training --workdir=data/latents/training
+
+The cache is keyed by the autoencoder's hash: a run with another autoencoder refuses it. Says how
+well the frames are reconstructed.
+"""
+
+from collections.abc import Sequence
+import sys
+import time
+
+from absl import flags as absl_flags
+import jax
+import numpy as np
+
+from wmpoe import zoo
+from wmpoe.commands import common
+from wmpoe.commands import runs
+from wmpoe.data import latents
+from wmpoe.data import memory_maze
+from wmpoe.evaluation import metrics
+
+
+def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+  """Adds the flags of `encode`."""
+  common.define_config(flags, argv)
+  define = lambda kind, *args: getattr(absl_flags, f'DEFINE_{kind}')(*args, flag_values=flags)
+  define('string', 'source', None, 'Folder of Memory Maze episodes (*.npz).')
+  define('string', 'workdir', None, 'Folder of the cache to write.')
+  define('boolean', 'strict', False, 'Stop at the first file that is no good instead of naming it.')
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+  """Encodes."""
+  description = common.plain(common.config_of(flags))
+  name = description.get('autoencoder')
+  if not isinstance(name, str):
+    raise ValueError(
+        'The config names no trained autoencoder; give one that works in latents, such as '
+        '--config=configs/memory_maze.py:cpu_spatial.')
+  if not flags.source or not flags.workdir:
+    raise ValueError('Give the folder of the episodes, --source, and of the cache, --workdir.')
+  folder = common.output_folder(flags.workdir)
+  space, card = zoo.load_latent_space(name)
+  env = zoo.environment(description['env'])
+  found = memory_maze.MazeFolder(
+      flags.source, flags.strict, skip=env.skip, border=env.border)
+  print(found.report(), file=sys.stderr)
+  encode, decode = jax.jit(space.encode), jax.jit(space.decode)
+  progress, begun = common.Progress(1), time.monotonic()
+  quality: list[float] = []
+  about = {'env': description['env'], 'autoencoder': name}
+
+  def encoded():
+    for i in range(len(found)):
+      item = found[i]
+      z = runs.in_pieces(encode, item.frames)
+      quality.append(float(metrics.psnr(runs.in_pieces(decode, z), item.frames).mean()))
+      about['reconstruction_psnr'] = float(np.mean(quality))
+      yield item.meta['name'], item, z
+
+  for done, _ in enumerate(latents.write(folder, encoded(), encoder=card['sha256'], about=about)):
+    progress(f'encoding into {folder}', (done + 1) / len(found))
+  progress.done()
+  print(f'wrote the latents of {len(found)} episodes to {folder} '
+        f'({time.monotonic() - begun:.1f} s); reconstruction '
+        f'{metrics.format_value("psnr", about["reconstruction_psnr"])}\n'
+        'next: python -m wmpoe train --config=configs/memory_maze.py:cpu_spatial '
+        '--workdir=runs/maze_spatial')

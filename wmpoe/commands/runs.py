@@ -1,0 +1,140 @@
+"""From a run card to what is trained: the task, its batches, and what is packaged at the end."""
+
+from collections.abc import Mapping
+import functools
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from wmpoe import zoo
+from wmpoe.data import cards
+from wmpoe.data import clips
+from wmpoe.data import episode
+from wmpoe.data import latents
+from wmpoe.data import memory_maze
+from wmpoe.data import pipeline
+from wmpoe.evaluation import lpips
+from wmpoe.networks import autoencoder
+from wmpoe.training import tasks
+
+_ENCODE_AT_ONCE = 128
+
+
+def make_task(description: Mapping[str, Any]) -> Any:
+  """The training task a description names.
+
+  Raises:
+    ValueError: for an unknown expert, or one that lacks what it starts from.
+  """
+  kind = description['expert']
+  if kind == 'autoencoder':
+    perceptual = None
+    if description['objective']['perceptual_weight']:
+      perceptual = functools.partial(lpips.distance, lpips.load('alex'))
+    return tasks.AutoencoderTask(
+        network=zoo.autoencoder_network(description), perceptual=perceptual,
+        **description['objective'])
+  dims = zoo.dimensions(description['env'])
+  initial = None
+  if description['init_from']:
+    initial, card = zoo.load_expert(description['init_from'])
+    if card['config']['env'] != description['env']:
+      raise ValueError(
+          f'init_from={description["init_from"]!r} was trained on {card["config"]["env"]}; this '
+          f'run is for {description["env"]}.')
+    # A joint network is base and spatial expert in one: it is the base that others fork from.
+    initial = initial.get('denoiser', initial)
+    if kind != 'spatial':  # neither does what only serves another memory come along
+      own = jax.eval_shape(
+          lambda key: zoo.model(description).init(key, **dims), jax.random.key(0))
+      initial = {name: leaf for name, leaf in initial.items() if name in own}
+  objective = zoo.objective(description)
+  if kind in ('base', 'short_term'):
+    return tasks.DenoisingTask(
+        model=zoo.model(description), objective=objective, initial=initial, **dims)
+  if kind == 'spatial':
+    return tasks.SpatialTask(
+        model=zoo.spatial_model(description), objective=objective, initial=initial,
+        empty_rate=description['empty_rate'], **dims)
+  raise ValueError(
+      f'Unknown expert {kind!r}; expected one of {", ".join((*zoo.TRAINED, "autoencoder"))}.')
+
+
+def make_batches(description: Mapping[str, Any], split: str, seed: int) -> Any:
+  """The input pipeline of a run; `split` is 'train' or 'validation'."""
+  env, data = zoo.environment(description['env']), description['data']
+  transform: Any
+  source: Any
+  if description['env']['name'] == 'cards':
+    model = description['model']
+    transform = cards.RandomClip(
+        env, model['context'], model['target'], history=data['history'],
+        events_bias=data['events_bias'])
+    source = cards.CardsSource(env, split=split)
+  else:
+    folder = data['folder' if split == 'train' else 'validation']
+    if description['expert'] == 'autoencoder':
+      transform, source = clips.RandomFrame(), clips.EpisodeSource(pixels(folder, env))
+    else:
+      model = description['model']
+      transform = clips.RandomClip(
+          context=model['context'], target=model['target'], history=data['history'],
+          gap=data['gap'])
+      source = clips.EpisodeSource(
+          latents.read(folder, encoder=description['encoder_sha256']))
+  return pipeline.make_pipeline(
+      source, transform=transform, batch_size=description['train']['batch_size'], seed=seed)
+
+
+def pixels(folder: str, env: Any) -> list[episode.Episode]:
+  """The episodes of a folder of Memory Maze files, without border, every `skip`-th frame."""
+  found = memory_maze.MazeFolder(folder, skip=env.skip, border=env.border)
+  if found.bad:
+    print(found.report(), file=sys.stderr)
+  return [found[i] for i in range(len(found))]
+
+
+def pin_encoder(description: dict[str, Any]) -> None:
+  """Writes into the description the hash of the autoencoder it names, if it works in latents."""
+  if isinstance(description.get('autoencoder'), str):
+    _, card = zoo.load_latent_space(description['autoencoder'])
+    description['encoder_sha256'] = card['sha256']
+
+
+def finished(description: Mapping[str, Any], params: Any) -> Any:
+  """What is packaged: the parameters; an autoencoder's with the statistics of its latents.
+
+  They are taken over the training frames, so that standardised latents have mean 0 and variance 1.
+  """
+  if description['expert'] != 'autoencoder':
+    return params
+  network = zoo.autoencoder_network(description)
+  env = zoo.environment(description['env'])
+  channels = np.zeros(network.channels, np.float32)
+  raw = autoencoder.LatentSpace(params=params, mean=channels, std=channels + 1, network=network)
+  encode = jax.jit(lambda space, frames: space.encode(frames))
+  found = []
+  for item in pixels(description['data']['folder'], env):
+    found.append(np.asarray(encode(raw, item.frames[::10])))
+  mean, std = latents.channel_statistics(found)
+  return {'autoencoder': params, 'mean': mean, 'std': std}
+
+
+def data_of(description: Mapping[str, Any]) -> str:
+  """What a card says about the data."""
+  if description['env']['name'] == 'cards':
+    return 'cards, split train, made on the fly'
+  return f'Memory Maze {description["env"]["size"]}x{description["env"]["size"]}, ' + (
+      description['data']['folder'])
+
+
+def in_pieces(function: Any, frames: np.ndarray, size: int = _ENCODE_AT_ONCE) -> np.ndarray:
+  """Applies a jitted per-frame function to [T ...] in equal pieces, so that it compiles once."""
+  pad = -len(frames) % size
+  padded = np.concatenate([frames, np.repeat(frames[-1:], pad, axis=0)]) if pad else frames
+  out = [np.asarray(function(padded[i:i + size])) for i in range(0, len(padded), size)]
+  return np.concatenate(out)[:len(frames)]
+
+

@@ -1,0 +1,123 @@
+"""The latent cache: episodes encoded once, kept with the hash of what encoded them.
+
+A cache is a folder with one `NAME.npz` an episode (`latents` float16 [T h w C], `actions`, `poses`,
+no pickle) and `latents.json`, which is written last: format, the encoder's sha256, the episodes and
+how well they are reconstructed. A cache of another encoder is refused, never mixed in.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+import os
+import pathlib
+from typing import Any
+import zipfile
+
+import numpy as np
+
+from wmpoe.data import episode
+
+INDEX = 'latents.json'
+FORMAT = 'wmpoe.latents'
+VERSION = 1
+_FIELDS = ('latents', 'actions', 'poses')
+
+
+def write(
+    folder: str | os.PathLike[str],
+    episodes: Iterable[tuple[str, episode.Episode, np.ndarray]],
+    *,
+    encoder: str,
+    about: Mapping[str, Any],
+) -> Iterator[str]:
+  """Writes a cache, one episode per step of the returned iterator; the index comes last.
+
+  Args:
+    folder: Made if missing.
+    episodes: `(name, episode, latents [T h w C])`; whatever `episode.meta` holds goes to the index.
+    encoder: sha256 of the encoder, from its card.
+    about: JSON-able facts for the index; read when the last episode is written, so that they may
+      be gathered on the way.
+
+  Raises:
+    OSError: if the folder cannot be written.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / INDEX).unlink(missing_ok=True)  # What is about to change is no cache until it is whole.
+  metas = {}
+  for name, item, latents in episodes:
+    arrays = {
+        'latents': np.asarray(latents, np.float16), 'actions': item.actions, 'poses': item.poses}
+    episode.write_atomically(
+        folder / f'{name}.npz', lambda file, a=arrays: np.savez(file, allow_pickle=False, **a))
+    metas[name] = item.meta
+    yield name
+  index = {
+      'format': FORMAT, 'version': VERSION, 'encoder': encoder, 'episodes': metas, **about}
+  text = json.dumps(index, indent=1).encode()
+  episode.write_atomically(folder / INDEX, lambda file: file.write(text))
+
+
+def read_index(folder: str | os.PathLike[str], *, encoder: str | None = None) -> dict[str, Any]:
+  """The index of a cache.
+
+  Args:
+    folder: The cache.
+    encoder: If given, the sha256 of the encoder it must come from.
+
+  Raises:
+    FileNotFoundError: if the folder holds no complete cache.
+    ValueError: if it comes from another encoder, or is of another format.
+  """
+  path = pathlib.Path(folder) / INDEX
+  if not path.is_file():
+    raise FileNotFoundError(
+        f'{folder} holds no complete latent cache (no {INDEX}). Make it with '
+        'python -m wmpoe encode --workdir=FOLDER ...')
+  try:
+    index = json.loads(path.read_text(encoding='utf-8'))
+    kind = index['format'], index['version']
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{path} is damaged ({error!r}); encode the episodes again.') from error
+  if kind != (FORMAT, VERSION):
+    raise ValueError(f'{path} says format {kind}; this wmpoe reads {(FORMAT, VERSION)}.')
+  if encoder is not None and index['encoder'] != encoder:
+    raise ValueError(
+        f'{folder} is a stale cache: its latents come from the encoder {index["encoder"][:12]}..., '
+        f'this run uses {encoder[:12]}... . Encode the episodes again, into another folder.')
+  return index
+
+
+def read(folder: str | os.PathLike[str], *, encoder: str | None = None) -> list[episode.Episode]:
+  """All episodes of a cache; their `frames` are latents, float16 [T h w C].
+
+  Raises:
+    FileNotFoundError: if there is no complete cache, or a file of it is gone.
+    ValueError: if it comes from another encoder, or a file is damaged; names it.
+  """
+  index = read_index(folder, encoder=encoder)
+  return [
+      _read_one(pathlib.Path(folder) / f'{name}.npz', meta)
+      for name, meta in index['episodes'].items()]
+
+
+def _read_one(path: pathlib.Path, meta: dict[str, Any]) -> episode.Episode:
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      latents, actions, poses = (archive[name] for name in _FIELDS)
+  except FileNotFoundError:
+    raise FileNotFoundError(
+        f'{path} is named in {INDEX} but is not there; encode the episodes again.') from None
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f'{path} is damaged ({error}); encode the episodes again.') from error
+  if not latents.shape[0] == actions.shape[0] == poses.shape[0] or latents.ndim != 4:
+    raise ValueError(
+        f'{path} holds latents {latents.shape}, actions {actions.shape} and poses {poses.shape}; '
+        'expected [T h w C], [T A], [T P] of one length. Encode the episodes again.')
+  return episode.Episode(frames=latents, actions=actions, poses=poses, meta=meta)
+
+
+def channel_statistics(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of each latent channel, float32 [C], over [M h w C] arrays."""
+  flat = np.concatenate([x.reshape(-1, x.shape[-1]) for x in latents]).astype(np.float64)
+  return flat.mean(0).astype(np.float32), flat.std(0).astype(np.float32)

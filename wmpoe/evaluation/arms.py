@@ -1,0 +1,138 @@
+"""What the protocols share: arms and controls, writing memories with a clock beside it.
+
+An arm is a choice of memories and of whose history is in them. Everything is measured against the
+same base and the same episodes, so that arms can be compared pair by pair.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmpoe import world_model
+from wmpoe.data import episode
+
+_PIECE = 10  # inner steps between two signs of life
+
+# (what is being done, share of it done in [0, 1])
+Progress = Callable[[str, float], None]
+
+
+def prefixed(progress: Progress, prefix: str) -> Progress:
+  """Progress whose every text begins with `prefix`."""
+  return lambda text, share: progress(prefix + text, share)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+  """What is measured: which memories, and what was written into them.
+
+  Attributes:
+    memories: Composed with the base.
+    memory_of: 'own', 'other' (the next episode's) or 'shuffled' (own history in random order).
+    new_order: In Memory Cards: imagine the second reveal in an order never walked.
+  """
+
+  memories: tuple[str, ...] = ()
+  memory_of: str = 'own'
+  new_order: bool = False
+
+
+def standard_controls(memories: Sequence[str]) -> dict[str, Arm]:
+  """Another episode's memory and a shuffled history, for everything composed."""
+  if not memories:
+    return {}
+  return {
+      'other_episode': Arm(memories=tuple(memories), memory_of='other'),
+      'shuffled_history': Arm(memories=tuple(memories), memory_of='shuffled'),
+  }
+
+
+def memories_of(
+    arm: Arm, own: world_model.WorldState, shuffled: world_model.WorldState
+) -> dict[str, Any]:
+  """The written memories an arm reads: its own, another episode's, or of the shuffled history."""
+  source = shuffled if arm.memory_of == 'shuffled' else own
+  memories = {name: source.memories[name] for name in arm.memories}
+  if arm.memory_of == 'other':
+    memories = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), memories)
+  return memories
+
+
+@functools.partial(jax.jit, static_argnames='name')
+def _write(model, name, state, history, key):
+  return model.memories[name].write(state, history, key)
+
+
+@functools.partial(jax.jit, static_argnames='steps')
+def _fit(memory, state, keys, steps):
+  return memory.fit(state, keys, steps=steps)
+
+
+_append: Any = jax.jit(lambda memory, state, history: memory.append(state, history))
+def timed(function: Any, *args: Any, **options: Any) -> tuple[Any, float]:
+  """Calls a jitted function; a call that compiled is repeated. Returns output and its seconds."""
+  for _ in range(2):
+    programs, begun = function._cache_size(), time.perf_counter()
+    out = jax.block_until_ready(function(*args, **options))
+    seconds = time.perf_counter() - begun
+    if function._cache_size() == programs:
+      break
+  return out, seconds
+
+
+def fit(
+    memory: Any, state: Any, keys: jax.Array, steps: int, progress: Progress
+) -> tuple[Any, float]:
+  """Runs inner steps a few at a time, to report progress; gives what a single call gives.
+
+  Returns:
+    The written state and the seconds it took, compilation excluded.
+  """
+  spent = 0.0
+  for done in range(0, steps, _PIECE):
+    state, seconds = timed(_fit, memory, state, keys, min(_PIECE, steps - done))
+    spent += seconds
+    progress('writing long_term', min(1.0, (done + _PIECE) / steps))
+  return state, spent
+
+
+def write(
+    model: world_model.WorldModel,
+    history: episode.Observation,
+    key: jax.Array,
+    progress: Progress,
+) -> tuple[world_model.WorldState, dict[str, float]]:
+  """Writes the histories [E H ...] into every memory of the model.
+
+  Returns:
+    The state, and the milliseconds per episode of each memory, compilation excluded.
+  """
+  batch = history.frames.shape[0]
+  state = model.init(batch)
+  memories, cost = {}, {}
+  for index, (name, memory) in enumerate(model.memories.items()):
+    empty, key_memory = state.memories[name], jax.random.fold_in(key, index)
+    if hasattr(memory, 'fit'):
+      current = _append(memory, empty, history)
+      keys = jax.random.split(key_memory, batch)
+      memories[name], seconds = fit(memory, current, keys, memory.writing.steps, progress)
+    else:
+      memories[name], seconds = timed(_write, model, name, empty, history, key_memory)
+      progress(f'writing {name}', 1.0)
+    cost[name] = 1e3 * seconds / batch
+  return world_model.WorldState(recent=state.recent.push(history), memories=memories), cost
+
+
+def shuffle(history: episode.Observation, seed: int) -> episode.Observation:
+  """Each episode's frames, with their actions and poses, in a random order."""
+  rng = np.random.default_rng(seed)
+  batch, length = history.frames.shape[:2]
+  order = np.stack([rng.permutation(length) for _ in range(batch)])
+  return jax.tree.map(lambda x: np.take_along_axis(
+      np.asarray(x), order.reshape(batch, length, *(1,) * (x.ndim - 2)), axis=1), history)

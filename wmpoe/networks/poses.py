@@ -1,0 +1,127 @@
+"""Planar poses (x, y, heading): relative to one another, as features, as turns of a picture.
+
+Units are those of the world (cells of a maze) and radians; the heading turns counter-clockwise from
+the x axis, and a camera looks along it. Shapes: B episodes, T frames, P = 3.
+"""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def relative(poses: chex.Array, anchor: chex.Array) -> jax.Array:
+  """Poses [... 3] seen from `anchor` [... 3]: ahead, to the left, turned left by; [... 3].
+
+  The turn is wrapped to (-pi, pi].
+  """
+  delta = poses[..., :2] - anchor[..., :2]
+  cos, sin = jnp.cos(anchor[..., 2]), jnp.sin(anchor[..., 2])
+  turn = poses[..., 2] - anchor[..., 2]
+  return jnp.stack([
+      cos * delta[..., 0] + sin * delta[..., 1],
+      -sin * delta[..., 0] + cos * delta[..., 1],
+      jnp.arctan2(jnp.sin(turn), jnp.cos(turn))], axis=-1)
+
+
+def features(relative_poses: chex.Array) -> jax.Array:
+  """Smooth features of relative poses: [... 3] -> [... 16], continuous where the turn wraps."""
+  ahead_left, turn = relative_poses[..., :2], relative_poses[..., 2:]
+  waves = [f(ahead_left * w) for w in (np.pi / 4, np.pi) for f in (jnp.sin, jnp.cos)]
+  turns = [f(turn * k) for k in (1, 2) for f in (jnp.sin, jnp.cos)]
+  distance = jnp.sqrt(jnp.sum(jnp.square(ahead_left), axis=-1, keepdims=True) + 1e-6)
+  near = jnp.exp(-distance)
+  return jnp.concatenate([ahead_left, *waves, *turns, distance, near], axis=-1)
+
+
+FEATURES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class RelativePose:
+  """Pose conditions of a clip: the pose relative to the last context frame, and where it is.
+
+  The first `FEATURES` channels are `features` of the relative pose. If `field` is positive, that
+  many random Fourier features of the absolute pose follow: the key under which a long-term
+  memory may write what is seen there. They are `cos(w (x, y) + k heading + b)` with w normal of
+  standard deviation 1 / length and k a small integer: their inner products fall off with
+  distance and angle like a Gaussian and a Dirichlet kernel (arXiv: Rahimi and Recht, 2007).
+
+  Attributes:
+    field: Number F of random Fourier features.
+    length: Distance, in units of the world, over which places count as the same.
+    turns: Largest |k|.
+    seed: Of w, k, b.
+  """
+
+  field: int = 0
+  length: float = 1.0
+  turns: int = 3
+  seed: int = 0
+
+  @property
+  def dim(self) -> int:
+    """Channels of the coded pose."""
+    return FEATURES + self.field
+
+  def __call__(self, poses: chex.Array, anchor: chex.Array) -> jax.Array:
+    """Codes poses [B T 3] seen from anchor [B 3] as [B T dim]."""
+    coded = features(relative(poses, anchor[:, None]))
+    if not self.field:
+      return coded
+    rng = np.random.default_rng(self.seed)
+    places = rng.normal(size=(2, self.field)) / self.length
+    turns = rng.integers(-self.turns, self.turns + 1, self.field)
+    phase = rng.uniform(0, 2 * np.pi, self.field)
+    angles = poses[..., :2] @ jnp.asarray(places, jnp.float32)
+    angles = angles + poses[..., 2:] * turns.astype(np.float32) + phase.astype(np.float32)
+    field = jnp.cos(angles) * np.float32((2.0 / self.field) ** 0.5)
+    return jnp.concatenate([coded, field], axis=-1)
+
+
+def turn_grid(
+    turn: chex.Array, grid: tuple[int, int], half_view: float
+) -> tuple[jax.Array, jax.Array]:
+  """Where a camera that turned in place finds its pixels in the picture taken before it turned.
+
+  A pinhole camera that only turns about the vertical axis sees the same rays: a pixel at angle
+  `phi` left of its axis lies at `phi + turn` in the old picture, and at height
+  `v cos(phi) / cos(phi + turn)`. Exact for any depth.
+
+  Args:
+    turn: Heading of the new picture minus heading of the old one [...], radians, left positive.
+    grid: Rows and columns of the picture.
+    half_view: Half the field of view, radians, of its width and of its height.
+
+  Returns:
+    Coordinates in the old picture [... rows columns 2] (row, column; pixel centres at integers),
+    and whether they lie inside it [... rows columns].
+  """
+  rows, columns = grid
+  extent = np.tan(half_view)
+  v = ((np.arange(rows) + 0.5) / rows * 2 - 1) * extent
+  u = ((np.arange(columns) + 0.5) / columns * 2 - 1) * extent
+  phi = -np.arctan(u)  # columns count to the right, angles to the left
+  old = phi + turn[..., None]  # [... columns]
+  ahead = jnp.cos(old) > 0.05
+  cos = jnp.where(ahead, jnp.cos(old), 1.0)
+  column = -jnp.tan(jnp.where(ahead, old, 0.0))
+  row = v[:, None] * (np.cos(phi) / cos)[..., None, :]
+  column = jnp.broadcast_to(column[..., None, :], row.shape)
+  to_pixel = lambda x, size: (x / extent + 1) / 2 * size - 0.5
+  where = jnp.stack([to_pixel(row, rows), to_pixel(column, columns)], axis=-1)
+  inside = (where > -0.75) & (where < jnp.asarray(grid) - 0.25)
+  return where, jnp.all(inside, axis=-1) & ahead[..., None, :]
+
+
+def sample_grid(pictures: chex.Array, where: chex.Array) -> jax.Array:
+  """Bilinear samples of pictures [M H W D] at [M h w 2] (row, column), clamped at the edge."""
+  height, width = pictures.shape[1:3]
+  row = jnp.clip(where[..., 0], min=0, max=height - 1)
+  column = jnp.clip(where[..., 1], min=0, max=width - 1)
+  # As two small matmuls of triangular weights: on accelerators far faster than a gather.
+  tent = lambda x, size: jnp.maximum(0.0, 1.0 - jnp.abs(x[..., None] - jnp.arange(size)))
+  return jnp.einsum(
+      'mhwr,mhwc,mrcd->mhwd', tent(row, height), tent(column, width), pictures)
