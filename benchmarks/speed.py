@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from wmpoe import packaged
 from wmpoe import zoo
-from wmpoe.commands import train as train_command
+from wmpoe.commands import runs
 from wmpoe.data import cards
 from wmpoe.evaluation import recall
 from wmpoe.evaluation import results
@@ -87,9 +87,9 @@ def measure_training(batch_size: int | None) -> tuple[dict, Callable]:
   description = packaged.card(packaged.find('cards_base'))['config']
   if batch_size:
     description['train']['batch_size'] = batch_size
-  task = train_command.make_task(description)
+  task = runs.make_task(description)
   config = state_lib.TrainConfig(**description['train'])
-  batch = next(iter(train_command.make_batches(description, 'train', seed=0)))
+  batch = next(iter(runs.make_batches(description, 'train', seed=0)))
   params = task.init(jax.random.key(0))
   state, key = state_lib.create(params, state_lib.optimizer_of(config)), jax.random.key(1)
   step = state_lib.make_train_step(task, config).lower(state, batch, key).compile()

@@ -43,7 +43,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     return config
   config.variant, config.expert = variant, variant.removeprefix('cpu_')
   config.train = dict(
-      steps=4000, batch_size=16, learning_rate=1e-3, warmup_steps=200, weight_decay=0.01,
+      steps=2600, batch_size=16, learning_rate=1e-3, warmup_steps=200, weight_decay=0.01,
       clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0)
   if variant == 'autoencoder':
     _autoencoder(config)
@@ -83,7 +83,8 @@ def _denoiser(config: ml_collections.ConfigDict) -> None:
   if config.expert == 'spatial':
     # Without its memory, as half of the samples train it, the same network is the base.
     config.encoder = dict(features=64, width=128, depth=2, heads=4)
-    config.retrieval = dict(count=4, length=1.0, angle=0.6, half_view=0.6981)  # 40 degrees
+    # The simulator's camera: 80 degrees wide (with the border padded again), 5.71 looking down.
+    config.retrieval = dict(count=4, length=1.0, angle=0.6, half_view=0.6981, pitch=0.0997)
     config.empty_rate = 0.5
     config.init_from = ''
     return
@@ -93,4 +94,4 @@ def _denoiser(config: ml_collections.ConfigDict) -> None:
   config.model.pose_code.field = 0
   config.data.update(seed=1, history=0)
   config.train.update(
-      steps=1200, batch_size=8, learning_rate=4e-4, ema_decay=0.99, checkpoint_every=200, seed=1)
+      steps=700, batch_size=8, learning_rate=4e-4, ema_decay=0.99, checkpoint_every=200, seed=1)

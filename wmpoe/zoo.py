@@ -6,6 +6,7 @@ expert can be rebuilt years later from its card alone.
 
 from collections.abc import Mapping
 import os
+import pathlib
 from typing import Any, TypedDict
 
 import jax
@@ -242,7 +243,8 @@ def build(
       spatial expert of a maze is a joint network: without its memory it is the base, unless one is
       given.
     compose: 'rule', 'weights' (by name), 'sampler', 'num_steps', optionally 'levels' (by name, the
-      'low' and 'high' log-SNR between which an expert has its weight) and 'long_term', that of
+      'low' and 'high' log-SNR between which an expert has its weight), 'baselines' (by name: 'base'
+      instead of an expert's own) and 'long_term', the description of
       the long-term memory of the base, or None for none.
     latents: The latent space the experts work in, if they do.
 
@@ -280,6 +282,9 @@ def build(
     if isinstance(spatial, key_frames.KeyFrameModel):
       memories['spatial'] = key_frames.Posed(
           params=trained, model=spatial, baseline='base' if joint else 'own')
+  for name, baseline in compose.get('baselines', {}).items():
+    if name in memories:
+      memories[name] = memories[name].replace(baseline=baseline)
   weights = compose['weights']
   levels = {
       name: composition.Interval(**interval)
@@ -297,6 +302,9 @@ def build(
 CARDS = {
     'rule': 'shared_base',
     'weights': {'short_term': 1.5, 'long_term': 1.0, 'spatial': 1.5},
+    # What was remembered is decided where noise is high; below it the base sharpens the picture.
+    'levels': {name: {'high': -0.5} for name in ('short_term', 'long_term', 'spatial')},
+    'baselines': {'short_term': 'base', 'spatial': 'base'},
     'sampler': {'name': 'ddim', 'eta': 0.0},
     'num_steps': 10,
     'long_term': {
@@ -335,7 +343,20 @@ MEMORY_MAZE = {
         'reading': 'low_rank',
     },
 }
-_COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
+COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
+
+
+def bundled_episodes(name: str) -> list[pathlib.Path]:
+  """Files of the held-out episodes that come with the package, in the project's format.
+
+  Raises:
+    FileNotFoundError: if none of that world are there.
+  """
+  folder = pathlib.Path(__file__).parent / 'bundled_episodes'
+  found = sorted(folder.glob(f'{name}_*.npz'))
+  if not found:
+    raise FileNotFoundError(f'No episodes of {name!r} come with this package.')
+  return found
 
 
 def load(name: str = 'cards', *, compose: Description | None = None) -> world_model.WorldModel:
@@ -350,9 +371,9 @@ def load(name: str = 'cards', *, compose: Description | None = None) -> world_mo
     ValueError: if no experts of that name are packaged.
   """
   found = [kind for kind in TRAINED if f'{name}_{kind}' in packaged.names()]
-  if name not in _COMPOSED or not found:
+  if name not in COMPOSED or not found:
     raise ValueError(
-        f'No packaged world model is named {name!r}. There are: {", ".join(_COMPOSED)}.')
+        f'No packaged world model is named {name!r}. There are: {", ".join(COMPOSED)}.')
   experts = {}
   for kind in found:
     params, card = load_expert(f'{name}_{kind}')
@@ -365,4 +386,4 @@ def load(name: str = 'cards', *, compose: Description | None = None) -> world_mo
         raise ValueError(
             f'{name}_{kind} was trained on latents of another autoencoder than the packaged one '
             f'({described["encoder_sha256"][:12]}... against {card["sha256"][:12]}...).')
-  return build(experts, {**_COMPOSED[name], **(compose or {})}, latents)
+  return build(experts, {**COMPOSED[name], **(compose or {})}, latents)

@@ -6,7 +6,8 @@ import pytest
 
 from wmpoe.networks import autoencoder
 
-NETWORK = autoencoder.Autoencoder(frame_shape=(12, 20, 3), channels=4, widths=(8, 8, 16))
+NETWORK = autoencoder.Autoencoder(frame_shape=(12, 20, 3), channels=4, widths=(8, 8), depth=(1, 1),
+    multiple=8)
 
 
 @pytest.fixture(scope='module')
@@ -26,11 +27,11 @@ def test_space_and_depth_are_inverse():
   np.testing.assert_array_equal(autoencoder.depth_to_space(deep, 4), x)
 
 
-def test_sides_that_are_no_multiple_of_eight_are_padded_and_cropped(params, frames):
-  assert NETWORK.latent_shape == (2, 3, 4)
+def test_sides_that_are_no_multiple_are_padded_and_cropped(params, frames):
+  assert NETWORK.latent_shape == (4, 6, 4)
   x = frames / np.float32(127.5) - 1
   out, latents = NETWORK.apply({'params': params}, x)
-  assert out.shape == x.shape and latents.shape == (3, 2, 3, 4)
+  assert out.shape == x.shape and latents.shape == (3, 4, 6, 4)
   assert np.abs(latents).max() < NETWORK.bound
 
 
@@ -39,7 +40,7 @@ def test_latent_space_standardises_and_inverts_its_scaling(params, frames):
   space = autoencoder.LatentSpace(params=params, mean=mean, std=std, network=NETWORK)
   raw = NETWORK.apply({'params': params}, frames / np.float32(127.5) - 1, method='encode')
   latents = space.encode(frames[None])
-  assert latents.shape == (1, 3, 2, 3, 4)
+  assert latents.shape == (1, 3, 4, 6, 4)
   np.testing.assert_allclose(latents[0] * 2.0 + 0.25, raw, atol=1e-5)
   decoded = space.decode(latents)
   assert decoded.dtype == jnp.uint8 and decoded.shape == (1, 3, *NETWORK.frame_shape)
@@ -67,3 +68,15 @@ def test_loss_falls_and_noise_matters(params, frames):
     updates, state = step(now, state)
     now = optax.apply_updates(now, updates)
   assert loss(now, 0.0)[0] < 0.9 * before
+
+
+def test_perceptual_distance_is_added_on_unit_pixels(params, frames):
+  def distance(a, b):
+    assert a.shape == b.shape == frames.shape
+    return jnp.max(jnp.abs(b), axis=(1, 2, 3))
+
+  loss = lambda **kw: autoencoder.reconstruction_loss(
+      NETWORK, params, frames, jax.random.key(0), noise=0.0, absolute=0.1, **kw)[0]
+  expected = np.mean(frames.max(axis=(1, 2, 3)) / 255.0)
+  np.testing.assert_allclose(
+      loss(perceptual=distance, perceptual_weight=0.5) - loss(), 0.5 * expected, rtol=1e-4)

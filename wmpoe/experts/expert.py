@@ -162,6 +162,16 @@ class Contrast:
   level: Callable[[jax.Array], jax.Array] | None = struct.field(pytree_node=False, default=None)
 
 
+def check_baseline(given: str, known: tuple[str, ...]) -> None:
+  """Checks what a memory contrasts its denoiser with.
+
+  Raises:
+    ValueError: for a baseline that this memory does not have.
+  """
+  if given not in known:
+    raise ValueError(f'Unknown baseline {given!r}; expected one of {", ".join(known)}.')
+
+
 class Memory(Protocol):
   """Three pure functions on a state whose every leaf has a leading episode axis."""
 

@@ -57,12 +57,14 @@ class Retrieval:
     length: Distance, in cells, that costs one.
     angle: Turn, in radians, that costs one.
     half_view: Half the camera's field of view, radians.
+    pitch: How far the camera looks down, radians.
   """
 
   count: int = 4
   length: float = 1.0
   angle: float = 0.6
   half_view: float = math.radians(40.0)
+  pitch: float = 0.0
 
   def __post_init__(self):
     if self.count < 1 or min(self.length, self.angle, self.half_view) <= 0:
@@ -125,7 +127,8 @@ class KeyFrameModel:
     pictures = jax.vmap(lambda x, i: x[i])(frames, index)  # [B T K H W C]
     lead, grid = pictures.shape[:3], pictures.shape[3:5]
     # `relative` is the picture seen from the asked view: the asked view is turned by its negative.
-    where, inside = poses_lib.turn_grid(-relative[..., 2], grid, self.retrieval.half_view)
+    where, inside = poses_lib.turn_grid(
+        -relative[..., 2], grid, half_view=self.retrieval.half_view, pitch=self.retrieval.pitch)
     turned = poses_lib.sample_grid(
         pictures.reshape(-1, *pictures.shape[3:]), where.reshape(-1, *grid, 2))
     inside = inside & usable[..., None, None]
@@ -152,6 +155,9 @@ class Posed:
   model: KeyFrameModel = struct.field(pytree_node=False, kw_only=True)
   capacity: int = struct.field(pytree_node=False, default=256, kw_only=True)
   baseline: str = struct.field(pytree_node=False, default='own', kw_only=True)
+
+  def __post_init__(self):
+    expert.check_baseline(self.baseline, ('own', 'base'))
 
   def init(self, batch: int) -> KeyFrames:
     """No pictures yet, for `batch` episodes."""

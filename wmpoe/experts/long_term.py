@@ -158,8 +158,7 @@ def create(
   Raises:
     ValueError: for an unknown baseline, reading or LoRA target.
   """
-  if baseline not in BASELINES:
-    raise ValueError(f'Unknown baseline {baseline!r}; expected one of {", ".join(BASELINES)}.')
+  expert.check_baseline(baseline, BASELINES)
   if reading not in READINGS:
     raise ValueError(f'Unknown reading {reading!r}; expected one of {", ".join(READINGS)}.')
   return LongTerm(

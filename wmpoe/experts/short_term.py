@@ -1,6 +1,7 @@
 """Short-term memory: a second denoiser with a longer window, and a ring of recent frames.
 
-Contrast (arXiv 2605.18813, section 3): the same network with its context nulled.
+Contrast (arXiv 2605.18813, section 3): the same network with its context nulled; or the base, which
+spares a branch and the second context.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ class ShortTerm:
     params: Parameters of the long-window network.
     weight: The contrast's weight.
     model: Static.
+    baseline: Static; 'null' (the same network, context nulled) or 'base'.
     action_dim: A.
     pose_dim: P.
   """
@@ -29,8 +31,12 @@ class ShortTerm:
   params: Any
   weight: Any = 1.0
   model: expert.Model = struct.field(pytree_node=False, kw_only=True)
+  baseline: str = struct.field(pytree_node=False, default='null', kw_only=True)
   action_dim: int = struct.field(pytree_node=False, kw_only=True)
   pose_dim: int = struct.field(pytree_node=False, kw_only=True)
+
+  def __post_init__(self):
+    expert.check_baseline(self.baseline, ('null', 'base'))
 
   def init(self, batch: int) -> expert.Window:
     """An empty ring for `batch` episodes."""
@@ -46,9 +52,11 @@ class ShortTerm:
     return state.push(observation)
 
   def read(self, state: expert.Window, query: expert.Query) -> expert.Contrast:
-    """The long-window denoiser against itself with the window nulled."""
+    """The long-window denoiser against itself with the window nulled, or against the base."""
     query = dataclasses.replace(query, recent=state)
     return expert.Contrast(
         positive=expert.bind(self.model, self.params, query),
-        negative=expert.bind(self.model, self.params, query, null=True),
+        negative=(
+            expert.bind(self.model, self.params, query, null=True)
+            if self.baseline == 'null' else None),
         weight=self.weight, empty=~jnp.any(state.valid, axis=1))

@@ -6,7 +6,8 @@ which cell of the world each patch shows; features are written to their cells,
 the denoiser, aligned with its tokens. For Memory Cards the camera does not move and cells are the
 tiles; for a moving camera the locator maps poses (or point maps) to voxels.
 
-Contrast: the same denoiser with the map against itself with an empty map, context kept.
+Contrast: the same denoiser with the map against itself with an empty map, context kept; or against
+the base, which spares a branch.
 """
 
 from collections.abc import Callable
@@ -147,11 +148,16 @@ class Spatial:
     params: {'denoiser', 'encoder'}.
     weight: The contrast's weight.
     model: Static.
+    baseline: Static; 'own' (the same denoiser, empty map) or 'base'.
   """
 
   params: Any
   weight: Any = 1.0
   model: SpatialModel = struct.field(pytree_node=False, kw_only=True)
+  baseline: str = struct.field(pytree_node=False, default='own', kw_only=True)
+
+  def __post_init__(self):
+    expert.check_baseline(self.baseline, ('own', 'base'))
 
   def init(self, batch: int) -> Map:
     """Empty maps for `batch` episodes."""
@@ -163,7 +169,7 @@ class Spatial:
     return self.model.write(self.params, state, observation.frames, observation.poses)
 
   def read(self, state: Map, query: expert.Query) -> expert.Contrast:
-    """The denoiser with the cells the asked poses will show, against an empty map."""
+    """The denoiser with the cells the asked poses will show, against an empty map or the base."""
     context = query.recent.last(self.model.denoiser.context)
     cells = read_map(state, self.model.locate(query.poses))
     past_cells = read_map(state, self.model.locate(context.poses))
@@ -171,7 +177,9 @@ class Spatial:
         self.model.denoiser, self.params['denoiser'], query, cells=c, context_cells=p)
     return expert.Contrast(
         positive=bind(cells, past_cells),
-        negative=bind(jnp.zeros_like(cells), jnp.zeros_like(past_cells)),
+        negative=(
+            bind(jnp.zeros_like(cells), jnp.zeros_like(past_cells))
+            if self.baseline == 'own' else None),
         weight=self.weight, empty=~jnp.any(state.seen > 0, axis=1))
 
 

@@ -82,18 +82,18 @@ class RelativePose:
 
 
 def turn_grid(
-    turn: chex.Array, grid: tuple[int, int], half_view: float
+    turn: chex.Array, grid: tuple[int, int], *, half_view: float, pitch: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
   """Where a camera that turned in place finds its pixels in the picture taken before it turned.
 
-  A pinhole camera that only turns about the vertical axis sees the same rays: a pixel at angle
-  `phi` left of its axis lies at `phi + turn` in the old picture, and at height
-  `v cos(phi) / cos(phi + turn)`. Exact for any depth.
+  A pinhole camera that only turns about the vertical axis sees the same rays: each pixel's ray is
+  levelled (by the pitch), turned, pitched again and projected. Exact for any depth.
 
   Args:
     turn: Heading of the new picture minus heading of the old one [...], radians, left positive.
     grid: Rows and columns of the picture.
     half_view: Half the field of view, radians, of its width and of its height.
+    pitch: How far the camera looks down, radians.
 
   Returns:
     Coordinates in the old picture [... rows columns 2] (row, column; pixel centres at integers),
@@ -101,19 +101,21 @@ def turn_grid(
   """
   rows, columns = grid
   extent = np.tan(half_view)
-  v = ((np.arange(rows) + 0.5) / rows * 2 - 1) * extent
-  u = ((np.arange(columns) + 0.5) / columns * 2 - 1) * extent
-  phi = -np.arctan(u)  # columns count to the right, angles to the left
-  old = phi + turn[..., None]  # [... columns]
-  ahead = jnp.cos(old) > 0.05
-  cos = jnp.where(ahead, jnp.cos(old), 1.0)
-  column = -jnp.tan(jnp.where(ahead, old, 0.0))
-  row = v[:, None] * (np.cos(phi) / cos)[..., None, :]
-  column = jnp.broadcast_to(column[..., None, :], row.shape)
+  centres = lambda size: ((np.arange(size) + 0.5) / size * 2 - 1) * extent
+  down, right = np.meshgrid(centres(rows), centres(columns), indexing='ij')
+  # Rays as (ahead, left, up) of a level camera.
+  ahead = np.cos(pitch) - np.sin(pitch) * down
+  left, up = -right, -np.sin(pitch) - np.cos(pitch) * down
+  cos, sin = jnp.cos(turn)[..., None, None], jnp.sin(turn)[..., None, None]
+  old_ahead, old_left = cos * ahead - sin * left, sin * ahead + cos * left
+  depth = np.cos(pitch) * old_ahead - np.sin(pitch) * up
+  height = np.sin(pitch) * old_ahead + np.cos(pitch) * up
+  in_front = depth > 0.05
+  depth = jnp.where(in_front, depth, 1.0)
   to_pixel = lambda x, size: (x / extent + 1) / 2 * size - 0.5
-  where = jnp.stack([to_pixel(row, rows), to_pixel(column, columns)], axis=-1)
+  where = jnp.stack([to_pixel(-height / depth, rows), to_pixel(-old_left / depth, columns)], -1)
   inside = (where > -0.75) & (where < jnp.asarray(grid) - 0.25)
-  return where, jnp.all(inside, axis=-1) & ahead[..., None, :]
+  return where, jnp.all(inside, axis=-1) & in_front
 
 
 def sample_grid(pictures: chex.Array, where: chex.Array) -> jax.Array:
