@@ -6,7 +6,6 @@ expert can be rebuilt years later from its card alone.
 
 from collections.abc import Mapping
 import os
-import pathlib
 from typing import Any, TypedDict
 
 import jax
@@ -343,20 +342,7 @@ MEMORY_MAZE = {
         'reading': 'low_rank',
     },
 }
-COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
-
-
-def bundled_episodes(name: str) -> list[pathlib.Path]:
-  """Files of the held-out episodes that come with the package, in the project's format.
-
-  Raises:
-    FileNotFoundError: if none of that world are there.
-  """
-  folder = pathlib.Path(__file__).parent / 'bundled_episodes'
-  found = sorted(folder.glob(f'{name}_*.npz'))
-  if not found:
-    raise FileNotFoundError(f'No episodes of {name!r} come with this package.')
-  return found
+_COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
 
 
 def load(name: str = 'cards', *, compose: Description | None = None) -> world_model.WorldModel:
@@ -371,9 +357,10 @@ def load(name: str = 'cards', *, compose: Description | None = None) -> world_mo
     ValueError: if no experts of that name are packaged.
   """
   found = [kind for kind in TRAINED if f'{name}_{kind}' in packaged.names()]
-  if name not in COMPOSED or not found:
+  if name not in _COMPOSED or not found:
+    known = [n for n in _COMPOSED if any(f'{n}_{kind}' in packaged.names() for kind in TRAINED)]
     raise ValueError(
-        f'No packaged world model is named {name!r}. There are: {", ".join(COMPOSED)}.')
+        f'No packaged world model is named {name!r}. There are: {", ".join(known) or "none"}.')
   experts = {}
   for kind in found:
     params, card = load_expert(f'{name}_{kind}')
@@ -386,4 +373,4 @@ def load(name: str = 'cards', *, compose: Description | None = None) -> world_mo
         raise ValueError(
             f'{name}_{kind} was trained on latents of another autoencoder than the packaged one '
             f'({described["encoder_sha256"][:12]}... against {card["sha256"][:12]}...).')
-  return build(experts, {**COMPOSED[name], **(compose or {})}, latents)
+  return build(experts, {**_COMPOSED[name], **(compose or {})}, latents)

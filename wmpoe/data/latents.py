@@ -6,6 +6,7 @@ how well they are reconstructed. A cache of another encoder is refused, never mi
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
 import json
 import os
 import pathlib
@@ -46,10 +47,10 @@ def write(
   (folder / INDEX).unlink(missing_ok=True)  # What is about to change is no cache until it is whole.
   metas = {}
   for name, item, latents in episodes:
-    arrays = {
+    arrays: dict[str, Any] = {
         'latents': np.asarray(latents, np.float16), 'actions': item.actions, 'poses': item.poses}
-    episode.write_atomically(
-        folder / f'{name}.npz', lambda file, a=arrays: np.savez(file, allow_pickle=False, **a))
+    save = functools.partial(np.savez, allow_pickle=False, **arrays)
+    episode.write_atomically(folder / f'{name}.npz', save)
     metas[name] = item.meta
     yield name
   index = {

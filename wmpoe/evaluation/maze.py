@@ -249,13 +249,13 @@ def run(
       say(f'imagining {name}', (done + 1) / len(arms))
   measured = {}
   for name, found in rows.items():
-    scores, frames, wrote, read = zip(*found, strict=True)
+    per_seed, pictures, wrote, reads = zip(*found, strict=True)
     measured[name] = Measured(
-        scores={m: np.stack([s[m] for s in scores]) for m in measures}, frames=frames[0],
-        write_ms_per_frame=float(np.mean(wrote)), read_ms_per_frame=float(np.mean(read)))
-  for name, frames in copies(task).items():
-    scores = {m: x[None] for m, x in score(frames, truth, measures).items()}
-    measured[name] = Measured(scores=scores, frames=frames)
+        scores={m: np.stack([s[m] for s in per_seed]) for m in measures}, frames=pictures[0],
+        write_ms_per_frame=float(np.mean(wrote)), read_ms_per_frame=float(np.mean(reads)))
+  for name, copied in copies(task).items():
+    measured[name] = Measured(
+        scores={m: x[None] for m, x in score(copied, truth, measures).items()}, frames=copied)
   return measured
 
 
