@@ -180,6 +180,8 @@ def test_headline_takes_the_best_arm_where_nothing_is_composed():
   assert report.headline(result, 'lpips_alex_unseen').startswith(
     'Base, no memory: LPIPS (AlexNet), unseen 0.100'
   )
+  result['arms'] = {'base': {'tile_mse_recall': _interval(0.1)}}
+  assert ': recall by tile MSE 10.0 %' in report.headline(result, 'tile_mse_recall')
 
 
 @pytest.mark.parametrize('with_rich', [True, False])
