@@ -85,6 +85,20 @@ def test_a_world_out_of_descriptions():
   assert not only.memories
 
 
+def test_baselines_and_levels_by_name():
+  world = zoo.build(_experts(), {
+      **COMPOSE, 'baselines': {'spatial': 'base', 'short_term': 'base'},
+      'levels': {'spatial': {'high': -0.5}, 'long_term': {'low': -3.0, 'high': 1.0}}})
+  assert world.memories['spatial'].baseline == world.memories['short_term'].baseline == 'base'
+  assert dict(world.levels) == {
+      'spatial': composition.Interval(high=-0.5),
+      'long_term': composition.Interval(low=-3.0, high=1.0)}
+  plain = zoo.build(_experts(), COMPOSE)
+  assert (plain.memories['spatial'].baseline, plain.memories['short_term'].baseline) == (
+      'own', 'null')
+  assert plain.levels == ()
+
+
 def test_a_rate_that_halves():
   gradient, start = jnp.ones(()), jnp.zeros(())
   optimizer = zoo.optimizer({'name': 'sgd', 'learning_rate': 0.5, 'halving_steps': 2})
@@ -108,6 +122,8 @@ def test_a_rate_that_halves():
      r"Got the experts \['short_term'\]; expected base and any of short_term, spatial"),
     (lambda: zoo.build({**_experts(), 'retrieval': _experts()['base']}, COMPOSE), 'retrieval'),
     (lambda: zoo.build(_experts(), {**COMPOSE, 'rule': 'sum'}), "Unknown composition rule 'sum'"),
+    (lambda: zoo.build(_experts(), {**COMPOSE, 'baselines': {'spatial': 'null'}}),
+     "Unknown baseline 'null'; expected one of own, base"),
     (lambda: zoo.build({
         **_experts(), 'spatial': (None, _described('spatial', env__symbols=3))}, COMPOSE),
      "spatial was trained on .*'symbols': 3.*base on .*must share their environment"),

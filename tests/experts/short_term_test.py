@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests import small
 
@@ -47,6 +48,16 @@ def test_it_reads_its_own_ring_and_not_the_recent_frames():
   query = small.query(2)
   other = query.replace(recent=small.window(2, 2, seed=5))
   small.same(_estimates(state, other), _estimates(state, query))
+
+
+def test_against_the_base():
+  state, query = _write(MEMORY.init(2), small.observation(2, 4)), small.query(2)
+  contrast = MEMORY.replace(baseline='base').read(state, query)
+  assert contrast.negative is None
+  noisy = small.noisy(2, 2)
+  small.same(jax.jit(lambda c: c.positive(*noisy))(contrast), _estimates(state, query)[0])
+  with pytest.raises(ValueError, match="Unknown baseline 'own'; expected one of null, base"):
+    MEMORY.replace(baseline='own')
 
 
 def test_an_empty_ring_is_its_own_baseline():
