@@ -46,7 +46,7 @@ def test_steps_draws_recall_against_steps_and_seconds(wmpoe, tiny, tmp_path, mon
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
-    (['--protocol=recal'], "Unknown protocol 'recal'; expected one of recall, steps."),
+    (['--protocol=recal'], "Unknown protocol 'recal' of cards; expected one of recall, steps."),
     (['--episodes=1'], '--episodes=1 and --seeds=1: expected at least 2 episodes'),
     (['--seeds=0'], '--episodes=2 and --seeds=0: expected at least 2 episodes'),
     (['--experts=base.npz'], "--experts got 'base.npz'; expected name=file, comma separated."),

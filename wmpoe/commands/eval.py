@@ -75,6 +75,7 @@ def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldMode
 def run(flags: absl_flags.FlagValues) -> None:
   """Runs the protocol."""
   description = common.plain(common.config_of(flags))
+  zoo.environment(description['env'])
   name = description['env']['name']
   protocol = flags.protocol or PROTOCOLS[name][0]
   if protocol not in PROTOCOLS[name]:
