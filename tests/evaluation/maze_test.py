@@ -40,6 +40,14 @@ def test_what_was_seen_a_moment_ago_is_neither():
   assert not made.revisited.any() and not made.unseen.any()
 
 
+def test_nothing_is_long_ago_in_a_short_history():
+  """Fewer frames than the gap lie before the place: the bound must not count from the end."""
+  poses = [(0.5, 0.5, 0.0)] * (maze.REVISIT_GAP + 4)
+  start = maze.REVISIT_GAP - 4
+  made = maze.problem([make(poses)], lambda x: x, history=start, starts=(start,), length=8)
+  assert made.revisited[0].tolist() == [False] * 5 + [True] * 3
+
+
 def test_copies_by_hand(task):
   copied = maze.copies(task)
   shade = lambda name: copied[name][0, :, 0, 0, 0].tolist()

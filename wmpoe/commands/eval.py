@@ -89,7 +89,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   model = model_of(flags.experts, description)
   begun = time.monotonic()
   command = ' '.join(['python -m wmpoe', *sys.argv[1:]])
-  facts = {key: description[key] for key in ('env', 'compose')} | {'split': flags.split}
+  facts = {key: description[key] for key in ('env', 'compose')}
   measure = _maze if name == 'memory_maze' else _cards
   body, strips, about = measure(protocol, model, description, flags)
   out = results.make(
@@ -126,7 +126,7 @@ def _cards(
     summary, drawn = curves.steps(model, task, steps=steps, seeds=seeds, progress=progress)
     body |= {'arms': summary, 'controls': {}, 'curves': drawn}
   progress.done()
-  return body, strips, {'episodes': flags.episodes}
+  return body, strips, {'split': flags.split, 'episodes': flags.episodes}
 
 
 def _maze(

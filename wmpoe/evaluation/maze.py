@@ -122,7 +122,7 @@ def _seen(poses: np.ndarray, *, history: int, starts: Sequence[int], length: int
     for t in range(start, start + length):
       alike = (cell[:start] == cell[t]).all(axis=1) & (
           np.abs(memory_maze.wrap(poses[:start, 2] - poses[t, 2])) <= ANGLE)
-      revisited.append(alike[:min(history, t - REVISIT_GAP)].any())
+      revisited.append(alike[:max(0, min(history, t - REVISIT_GAP))].any())
       unseen.append(not alike.any())
   return np.array(revisited), np.array(unseen)
 

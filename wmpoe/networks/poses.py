@@ -47,7 +47,7 @@ class RelativePose:
   many random Fourier features of the absolute pose follow: the key under which a long-term
   memory may write what is seen there. They are `cos(w (x, y) + k heading + b)` with w normal of
   standard deviation 1 / length and k a small integer: their inner products fall off with
-  distance and angle like a Gaussian and a Dirichlet kernel (arXiv: Rahimi and Recht, 2007).
+  distance and angle like a Gaussian and a Dirichlet kernel (Rahimi and Recht, NIPS 2007).
 
   Attributes:
     field: Number F of random Fourier features.
@@ -123,7 +123,7 @@ def sample_grid(pictures: chex.Array, where: chex.Array) -> jax.Array:
   height, width = pictures.shape[1:3]
   row = jnp.clip(where[..., 0], min=0, max=height - 1)
   column = jnp.clip(where[..., 1], min=0, max=width - 1)
-  # As two small matmuls of triangular weights: on accelerators far faster than a gather.
+  # Triangular weights on both axes and one einsum, instead of a gather.
   tent = lambda x, size: jnp.maximum(0.0, 1.0 - jnp.abs(x[..., None] - jnp.arange(size)))
   return jnp.einsum(
       'mhwr,mhwc,mrcd->mhwd', tent(row, height), tent(column, width), pictures)
