@@ -277,10 +277,11 @@ def build(
   if 'spatial' in experts:
     trained, described = experts['spatial']
     spatial = spatial_model(described)
-    memories['spatial'] = spatial_lib.Spatial(params=trained, model=spatial)
     if isinstance(spatial, key_frames.KeyFrameModel):
       memories['spatial'] = key_frames.Posed(
           params=trained, model=spatial, baseline='base' if joint else 'own')
+    else:
+      memories['spatial'] = spatial_lib.Spatial(params=trained, model=spatial)
   for name, baseline in compose.get('baselines', {}).items():
     if name in memories:
       memories[name] = memories[name].replace(baseline=baseline)

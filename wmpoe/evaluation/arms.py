@@ -129,6 +129,24 @@ def write(
   return world_model.WorldState(recent=state.recent.push(history), memories=memories), cost
 
 
+def write_own_and_shuffled(
+    model: world_model.WorldModel, history: episode.Observation, *, arms: Sequence[Arm], seed: int,
+    say: Progress,
+) -> tuple[world_model.WorldState, world_model.WorldState, dict[str, float]]:
+  """Writes the histories of one seed, and once more in random order if an arm asks for that.
+
+  Returns:
+    `(own, shuffled, cost)`: the written states (the same one twice if none asks) and the
+    milliseconds per episode of each memory.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), 0)
+  own, cost = write(model, history, key, say)
+  if not any(arm.memory_of == 'shuffled' for arm in arms):
+    return own, own, cost
+  mixed, _ = write(model, shuffle(history, seed), key, prefixed(say, 'shuffled history, '))
+  return own, mixed, cost
+
+
 def shuffle(history: episode.Observation, seed: int) -> episode.Observation:
   """Each episode's frames, with their actions and poses, in a random order."""
   rng = np.random.default_rng(seed)

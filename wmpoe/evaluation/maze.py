@@ -231,16 +231,11 @@ def run(
   truth = task.truth
   history = jax.tree.map(jnp.asarray, task.part(task.encoded, 0, task.history))
   rows: dict[str, list] = {name: [] for name in arms}
-  needs_shuffled = any(arm.memory_of == 'shuffled' for arm in arms.values())
   for seed in seeds:
     key = jax.random.key(seed)
     say = arms_lib.prefixed(progress, f'seed {seed}: ')
-    own, cost = arms_lib.write(model, history, jax.random.fold_in(key, 0), say)
-    mixed = own
-    if needs_shuffled:
-      mixed, _ = arms_lib.write(
-          model, arms_lib.shuffle(history, seed), jax.random.fold_in(key, 0),
-          arms_lib.prefixed(say, 'shuffled history, '))
+    own, mixed, cost = arms_lib.write_own_and_shuffled(
+        model, history, arms=list(arms.values()), seed=seed, say=say)
     for done, (name, arm) in enumerate(arms.items()):
       frames, read = imagine(
           model, task, arm, arms_lib.memories_of(arm, own, mixed), jax.random.fold_in(key, 1))

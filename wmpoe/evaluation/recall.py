@@ -155,16 +155,11 @@ def run(
 ) -> dict[str, Measured]:
   """Writes and imagines every arm for every seed."""
   collected: dict[str, list] = {name: [] for name in arms}
-  shuffled = any(arm.memory_of == 'shuffled' for arm in arms.values())
   for seed in seeds:
     key = jax.random.key(seed)
     say = arms_lib.prefixed(progress, f'seed {seed}: ')
-    state, cost = arms_lib.write(model, task.history, jax.random.fold_in(key, 0), say)
-    mixed = state
-    if shuffled:
-      mixed, _ = arms_lib.write(
-          model, arms_lib.shuffle(task.history, seed), jax.random.fold_in(key, 0),
-          arms_lib.prefixed(say, 'shuffled history, '))
+    state, mixed, cost = arms_lib.write_own_and_shuffled(
+        model, task.history, arms=list(arms.values()), seed=seed, say=say)
     for done, (name, arm) in enumerate(arms.items()):
       source = dataclasses.replace(
           state, memories=arms_lib.memories_of(arm, state, mixed))
