@@ -75,6 +75,16 @@ def test_implementations_agree_with_the_formula(masked):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_keys_out_of_every_window_are_not_computed():
+  query, key, value = _random(1, 3, 1, 4), _random(1, 9, 1, 4, seed=1), _random(1, 9, 1, 4, seed=2)
+  mask = np.zeros((3, 9), bool)
+  mask[:, 4:7] = True
+  run = lambda k, v: attention.attend(query, k, v, mask, implementation='head_major')
+  assert '1,3,9' not in str(jax.make_jaxpr(run)(key, value)), 'logits of keys nobody sees'
+  alone = attention.attend(query, key[:, 4:7], value[:, 4:7], implementation='head_major')
+  np.testing.assert_array_equal(run(key, value), alone)
+
+
 def test_half_precision_keeps_its_dtype_and_a_float32_softmax():
   query, key, value = (
       jax.numpy.asarray(_random(1, 3, 1, 8, seed=s), 'bfloat16') for s in range(3))

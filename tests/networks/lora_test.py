@@ -112,6 +112,17 @@ def test_any_shape_of_layer(rank, inputs, outputs, lead, alpha):
     small.close(layer.apply(variables, x), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize('outputs', [2, 7])
+def test_a_product_and_its_gradients_are_those_of_matmul(outputs):
+  rng = np.random.default_rng(0)
+  x, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 4, 5), (5, outputs)))
+  loss = lambda f: lambda x, k: jnp.sum(jnp.sin(f(x, k)))
+  grads = lambda f: jax.jit(jax.grad(loss(f), argnums=(0, 1)))
+  small.close(grads(lora.product)(x, kernel), grads(jnp.matmul)(x, kernel))
+  batched = lambda f: jax.vmap(grads(f))(x, jnp.stack([kernel] * 3))
+  small.close(batched(lora.product), batched(jnp.matmul))
+
+
 def test_gradients_reach_the_adapter():
   adapter = lora.init(jax.random.key(0), PARAMS, SPEC)
   grads = jax.jit(jax.grad(

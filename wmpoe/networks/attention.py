@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 KINDS = ('full', 'prefix', 'causal')
+_MASKED = -1e30  # added to the logit of what may not be seen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,8 @@ def attend(
   if implementation == 'auto':
     implementation = (
         'head_major' if jax.default_backend() == 'cpu' else 'dot_product_attention')
+  if mask is not None:
+    key, value, mask = _seen(key, value, mask)
   if implementation == 'dot_product_attention':
     return jax.nn.dot_product_attention(
         query, key, value, mask=None if mask is None else jnp.asarray(mask)[None, None])
@@ -104,7 +107,20 @@ def attend(
   logits = jnp.einsum(
       'bqd,bkd->bqk', fold(query) * dim**-0.5, fold(key), preferred_element_type=jnp.float32)
   if mask is not None:
-    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
-  out = jnp.einsum('bqk,bkd->bqd', weights, fold(value))
+    logits = logits + np.where(mask, 0.0, _MASKED).astype(np.float32)
+  # The softmax is normalised after the sum over values: there are fewer of these than of weights.
+  highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  weights = jnp.exp(logits - highest)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  out = jnp.einsum('bqk,bkd->bqd', weights.astype(query.dtype), fold(value))
+  out = (out / total).astype(query.dtype)
   return out.reshape(batch, heads, length, dim).transpose(0, 2, 1, 3)
+
+
+def _seen(key: jax.Array, value: jax.Array, mask: np.ndarray
+          ) -> tuple[jax.Array, jax.Array, np.ndarray | None]:
+  """Without the keys at either end that no query may see, as in a sliding window."""
+  seen = np.flatnonzero(mask.any(axis=0))
+  span = slice(seen[0], seen[-1] + 1)
+  mask = mask[:, span]
+  return key[:, span], value[:, span], None if mask.all() else mask

@@ -32,18 +32,24 @@ def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 class Block(nn.Module):
-  """Pre-norm attention and MLP, each modulated and gated per frame (AdaLN-Zero)."""
+  """Pre-norm attention and MLP, each modulated and gated per frame (AdaLN-Zero).
+
+  `allowed` says which frame may see which, as rows of a tuple: static also where blocks are
+  recomputed.
+  """
 
   width: int
   heads: int
   mlp_ratio: int
   dtype: Any
   implementation: str
+  allowed: tuple[tuple[bool, ...], ...]
 
   @nn.compact
-  def __call__(self, x, modulation, rope, mask, past):
+  def __call__(self, x, modulation, rope, past):
     """Tokens [B T N D], modulation [B T 6 D]; returns tokens and this layer's (key, value)."""
     b, t, n, d = x.shape
+    mask = attention.token_mask(np.array(self.allowed), n)
     parts = jnp.split(modulation.astype(self.dtype)[:, :, :, None, :], 6, axis=2)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (p[:, :, 0] for p in parts)
     norm = lambda name: nn.LayerNorm(
@@ -163,8 +169,9 @@ class DiT(nn.Module):
     for layer in range(self.depth):
       allowed = self.pattern.allowed(total, context, layer)[total - t:]
       tokens, own = block(
-          d, self.heads, self.mlp_ratio, self.dtype, self.implementation, name=f'block_{layer}')(
-              tokens, modulation + offsets[layer], rope, attention.token_mask(allowed, n),
+          d, self.heads, self.mlp_ratio, self.dtype, self.implementation,
+          tuple(map(tuple, allowed.tolist())), name=f'block_{layer}')(
+              tokens, modulation + offsets[layer], rope,
               None if past is None else (past.keys[layer], past.values[layer]))
       caches.append(own)
 
