@@ -38,7 +38,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.autoencoder = 'memory_maze_autoencoder'
   config.compose = zoo.MEMORY_MAZE
   # Frames remembered, and where each episode is continued: the first place alone for table1.
-  config.protocol = dict(history=200, starts=(200, 224, 248, 272), chunks=2)
+  config.protocol = dict(
+      history=200, starts=(200, 224, 248, 272), chunks=2, contexts=(50, 100, 150, 200, 250),
+      ranks=(8, 32, 64), rank_histories=(50, 150, 250), first=33, rounds=11, steps_per_round=25)
   if not variant:
     return config
   config.variant, config.expert = variant, variant.removeprefix('cpu_')

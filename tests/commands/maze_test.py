@@ -88,7 +88,8 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path):
   assert done.code == 0, done.err
   out = results.read(tmp_path / 'there' / 'revisit.json')
   assert list(out['arms']) == [
-      'base', 'long_term', 'spatial', 'all', 'copy_last', 'copy_mean', 'copy_pose']
+      'base', 'long_term', 'spatial', 'all', 'naive_product', 'copy_last', 'copy_mean', 'copy_pose',
+      'copy_turned']
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
   arm = out['arms']['spatial']
   assert {'psnr', 'ssim', 'psnr_minus_base', 'write_ms_per_frame'} <= set(arm)

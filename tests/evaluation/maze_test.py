@@ -1,9 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from wmpoe.data import episode
 from wmpoe.evaluation import arms
 from wmpoe.evaluation import maze
+from wmpoe.evaluation import maze_arms
 
 
 def make(poses, name='e'):
@@ -23,8 +26,8 @@ def task(monkeypatch):
   poses = [(0.5, 0.5, 0.0)] * 4 + [(1.5, 0.5, 0.0)] * 4 + [
       (0.4, 0.6, 0.5), (0.5, 0.5, 3.0), (2.5, 0.5, 0.0), (1.5, 0.5, 0.1)]
   episodes = [make(poses, 'first'), make(poses[::-1][4:] + poses[:4], 'second')]
-  return maze.problem(
-      episodes, lambda frames: frames[..., :1] / 255.0, history=8, starts=(8,), length=4)
+  latents = [item.frames[..., :1] / 255.0 for item in episodes]
+  return maze.problem(episodes, latents, history=8, starts=(8,), length=4)
 
 
 def test_seen_long_ago_and_never_by_hand(task):
@@ -36,7 +39,7 @@ def test_seen_long_ago_and_never_by_hand(task):
 
 def test_what_was_seen_a_moment_ago_is_neither():
   poses = [(0.5, 0.5, 0.0)] * 12
-  made = maze.problem([make(poses)], lambda x: x, history=8, starts=(8,), length=4)
+  made = maze.problem([make(poses)], [make(poses).frames], history=8, starts=(8,), length=4)
   assert not made.revisited.any() and not made.unseen.any()
 
 
@@ -44,7 +47,7 @@ def test_nothing_is_long_ago_in_a_short_history():
   """Fewer frames than the gap lie before the place: the bound must not count from the end."""
   poses = [(0.5, 0.5, 0.0)] * (maze.REVISIT_GAP + 4)
   start = maze.REVISIT_GAP - 4
-  made = maze.problem([make(poses)], lambda x: x, history=start, starts=(start,), length=8)
+  made = maze.problem([make(poses)], [make(poses).frames], history=start, starts=(start,), length=8)
   assert made.revisited[0].tolist() == [False] * 5 + [True] * 3
 
 
@@ -57,31 +60,42 @@ def test_copies_by_hand(task):
   assert nearest[0] < 4 and 4 <= nearest[3] < 8
 
 
+def test_a_turned_copy_moves_things_the_other_way():
+  poses = [(0.5, 0.5, 0.0)] * 4 + [(0.5, 0.5, 0.2), (0.5, 0.5, -0.2)]
+  item = make(poses)
+  frames = np.zeros((6, 30, 30, 3), np.uint8)
+  frames[:, :, 15] = 255  # a thing right ahead
+  item = dataclasses.replace(item, frames=frames)
+  made = maze.problem([item], [frames], history=4, starts=(4,), length=2)
+  left, right = maze.copies(made)['copy_turned'][0, :, 15, :, 0].argmax(axis=-1)
+  assert left > 17 and right < 13, 'turned to the left, it is seen on the right'
+
+
 def test_arms_are_all_subsets():
-  made = maze.standard_arms(('short_term', 'long_term', 'spatial'))
+  made = maze_arms.standard_arms(('short_term', 'long_term', 'spatial'))
   assert len(made) == 8 and list(made)[-1] == 'all'
   assert made['short_term+spatial'] == arms.Arm(memories=('short_term', 'spatial'))
-  assert list(maze.standard_arms(('spatial',))) == ['base', 'spatial']
+  assert list(maze_arms.standard_arms(('spatial',))) == ['base', 'spatial']
 
 
 def test_summaries_are_means_over_the_right_frames(task):
   scores = np.zeros((1, 2, 4))
   scores[0, 0] = [10, 20, 30, 40]
   scores[0, 1] = 50
-  measured = maze.Measured(scores={'psnr': scores}, frames=task.truth)
-  base = maze.Measured(scores={'psnr': scores - 5}, frames=task.truth)
-  out = maze.summarize(measured, base, task, split=True)
+  measured = maze_arms.Measured(scores={'psnr': scores}, frames=task.truth)
+  base = maze_arms.Measured(scores={'psnr': scores - 5}, frames=task.truth)
+  out = maze_arms.summarize(measured, base, task, split=True)
   assert out['psnr']['mean'] == pytest.approx(37.5)
   revisited = scores[0][task.revisited].mean()
   assert out['psnr_revisited']['mean'] == pytest.approx(revisited)
   assert out['psnr_unseen']['mean'] == pytest.approx(scores[0][task.unseen].mean())
   assert out['psnr_minus_base']['mean'] == pytest.approx(5.0)
-  assert 'psnr_minus_base' not in maze.summarize(base, base, task, split=False)
-  assert 'psnr_revisited' not in maze.summarize(base, base, task, split=False)
+  assert 'psnr_minus_base' not in maze_arms.summarize(base, base, task, split=False)
+  assert 'psnr_revisited' not in maze_arms.summarize(base, base, task, split=False)
 
 
 def test_strips_show_truth_and_arms(task):
-  shown = {name: maze.Measured(scores={}, frames=task.truth) for name in ('base', 'spatial')}
+  shown = dict.fromkeys(('base', 'spatial'), task.truth)
   strips = maze.strips(task, shown, count=1)
   assert len(strips) == 1 and list(strips[0].rows) == ['truth', 'base', 'spatial']
 
@@ -89,8 +103,8 @@ def test_strips_show_truth_and_arms(task):
 def test_impossible_problems_and_unknown_metrics_are_refused():
   poses = [(0.5, 0.5, 0.0)] * 12
   with pytest.raises(ValueError, match='expected places after it'):
-    maze.problem([make(poses)], lambda x: x, history=8, starts=(6,), length=4)
+    maze.problem([make(poses)], [make(poses).frames], history=8, starts=(6,), length=4)
   with pytest.raises(ValueError, match='The episodes e have fewer than the 14 frames'):
-    maze.problem([make(poses)], lambda x: x, history=8, starts=(10,), length=4)
+    maze.problem([make(poses)], [make(poses).frames], history=8, starts=(10,), length=4)
   with pytest.raises(ValueError, match='expected some of psnr'):
-    maze.measures(['fid'])
+    maze_arms.measures(['fid'])

@@ -8,7 +8,9 @@
 Memory Cards. recall: every arm and control of the README's table; steps: recall of the long-term
 memory against inner steps and against seconds.
 Memory Maze. table1: the frames right after a history of 200; revisit: frames from several places
-further on, split into those seen long ago and those never seen.
+further on, split into those seen long ago and those never seen; contrast: experts with and without
+theirs; context and rank: by length of the history and by LoRA rank; streaming: rounds of write,
+imagine, append.
 Episodes of the test split are reported; those of --split=validation, or of another --source, are
 for choosing anything.
 """
@@ -27,14 +29,14 @@ from wmpoe import zoo
 from wmpoe.commands import common
 from wmpoe.commands import runs
 from wmpoe.data import memory_maze
-from wmpoe.evaluation import arms as arms_lib
 from wmpoe.evaluation import curves
-from wmpoe.evaluation import maze
+from wmpoe.evaluation import maze_arms
+from wmpoe.evaluation import maze_protocols
 from wmpoe.evaluation import recall
 from wmpoe.evaluation import report
 from wmpoe.evaluation import results
 
-PROTOCOLS = {'cards': ('recall', 'steps'), 'memory_maze': ('table1', 'revisit')}
+PROTOCOLS = {'cards': ('recall', 'steps'), 'memory_maze': tuple(maze_protocols.PROTOCOLS)}
 
 
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
@@ -146,26 +148,12 @@ def _maze(
     print(found.report(), file=sys.stderr)
   count = min(flags.episodes, len(found))
   encode = jax.jit(model.latents.encode)
-  setting = description['protocol']
-  starts = setting['starts'][:1] if protocol == 'table1' else setting['starts']
-  task = maze.problem(
-      [found[i] for i in range(count)], lambda frames: runs.in_pieces(encode, frames),
-      history=setting['history'], starts=starts, length=setting['chunks'] * model.chunk)
-  arms = maze.standard_arms(tuple(model.memories))
-  controls = arms_lib.standard_controls(tuple(model.memories))
-  seeds = list(range(flags.seeds))
-  progress = common.Progress(maze.stages(model, {**arms, **controls}, len(seeds)))
-  measured = maze.run(
-      model, task, arms={**arms, **controls}, seeds=seeds,
-      measures=maze.measures(flags.metrics), progress=progress)
-  progress.done()
-  summary = {
-      name: maze.summarize(m, measured['base'], task, split=protocol == 'revisit')
-      for name, m in measured.items()}
-  body = {
-      'arms': {k: v for k, v in summary.items() if k not in controls},
-      'controls': {k: v for k, v in summary.items() if k in controls}}
-  return body, maze.strips(task, measured), {
-      'source': flags.source, 'episodes': count, 'history': task.history,
-      'starts': list(task.starts), 'length': task.length, 'poses': 'true',
-      'revisited_frames': int(task.revisited.sum()), 'unseen_frames': int(task.unseen.sum())}
+  setting, episodes = description['protocol'], [found[i] for i in range(count)]
+  body, strips = maze_protocols.PROTOCOLS[protocol](maze_protocols.Study(
+      model=model, episodes=episodes,
+      latents=[runs.in_pieces(encode, item.frames) for item in episodes], setting=setting,
+      seeds=list(range(flags.seeds)), measures=maze_arms.measures(flags.metrics),
+      progress=common.Progress))
+  return body, strips or None, {
+      'source': flags.source, 'episodes': count, 'protocol': setting, 'poses': 'true',
+      **body.pop('about', {})}

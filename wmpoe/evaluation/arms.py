@@ -36,11 +36,26 @@ class Arm:
     memories: Composed with the base.
     memory_of: 'own', 'other' (the next episode's) or 'shuffled' (own history in random order).
     new_order: In Memory Cards: imagine the second reveal in an order never walked.
+    with_base: Whether the base takes part. One memory without it under the rule naive_product is
+      that memory's own denoiser as the only model.
+    rule: Another composition rule than the model's, by name.
+    weight: Another weight than the model's, of every memory and at every noise level.
   """
 
   memories: tuple[str, ...] = ()
   memory_of: str = 'own'
   new_order: bool = False
+  with_base: bool = True
+  rule: str | None = None
+  weight: float | None = None
+
+  def of(self, model: world_model.WorldModel) -> world_model.WorldModel:
+    """The model composed as this arm is."""
+    weighted = self.weight is not None
+    return model.compose(
+        *('base',) * self.with_base, *self.memories, rule=self.rule,
+        weights=dict.fromkeys(self.memories, self.weight) if weighted else None,
+        levels={} if weighted else None)
 
 
 def standard_controls(memories: Sequence[str]) -> dict[str, Arm]:
@@ -75,6 +90,8 @@ def _fit(memory, state, keys, steps):
 
 
 _append: Any = jax.jit(lambda memory, state, history: memory.append(state, history))
+
+
 def timed(function: Any, *args: Any, **options: Any) -> tuple[Any, float]:
   """Calls a jitted function; a call that compiled is repeated. Returns output and its seconds."""
   for _ in range(2):

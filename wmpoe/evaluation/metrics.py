@@ -25,7 +25,9 @@ KNOWN = {
   'lpips_vgg': ('LPIPS (VGG)', '', -1),
   'lpips_alex': ('LPIPS (AlexNet)', '', -1),
   'write_ms_per_episode': ('Write an episode', 'ms', -1),
+  'write_ms_per_frame': ('Write a frame', 'ms', -1),
   'read_ms_per_frame': ('Read a frame', 'ms', -1),
+  'memory_bytes': ('Memory of an episode', 'bytes', -1),
 }
 
 

@@ -1,0 +1,125 @@
+"""The protocols of Memory Maze on small networks: what must hold whatever they learnt."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tests import small
+from wmpoe import world_model
+from wmpoe.data import episode
+from wmpoe.evaluation import maze_arms
+from wmpoe.evaluation import maze_protocols
+from wmpoe.evaluation import results
+from wmpoe.experts import base
+from wmpoe.experts import long_term
+from wmpoe.experts import short_term
+
+DIMS = {'action_dim': 3, 'pose_dim': 3}
+SETTING = {
+    'history': 8, 'starts': (8, 10), 'chunks': 1, 'contexts': (4, 8), 'ranks': (1, 2),
+    'rank_histories': (4, 8), 'first': 4, 'rounds': 3, 'steps_per_round': 1}
+
+
+class Stages:
+  """Progress that counts."""
+
+  def __init__(self, count):
+    self.count, self.seen = count, set()
+
+  def __call__(self, text, share):
+    if share == 1.0:
+      self.seen.add(text)
+
+  def done(self):
+    pass
+
+
+@pytest.fixture(scope='module')
+def study():
+  described = lambda **kw: small.model(pose_kind='vector', **kw)
+  draw = lambda m, seed: small.random_tree(
+      jax.eval_shape(lambda key: m.init(key, **DIMS), jax.random.key(0)), seed)
+  net, longer = described(), described(context=4)
+  weights = draw(net, 0)
+  memories = {
+      'short_term': short_term.ShortTerm(params=draw(longer, 1), model=longer, **DIMS),
+      'long_term': long_term.create(
+          jax.random.key(0), net, weights, spec=small.SPEC, optimizer=optax.adam(0.05),
+          writing=dataclasses.replace(small.WRITING, capacity=16), **DIMS)}
+  model = world_model.WorldModel(
+      base=base.Base(params=weights, model=net), memories=memories, num_steps=2, chunk=2, **DIMS)
+  rng = np.random.default_rng(0)
+  episodes = [
+      episode.Episode(
+          frames=rng.integers(256, size=(14, *small.FRAME), dtype=np.uint8),
+          actions=np.eye(3, dtype=np.float32)[rng.integers(3, size=14)],
+          poses=rng.uniform(0, 2, size=(14, 3)).astype(np.float32), meta={'name': str(i)})
+      for i in range(2)]
+  return maze_protocols.Study(
+      model=model, episodes=episodes, latents=[e.frames for e in episodes], setting=SETTING,
+      seeds=(0, 1), measures=maze_arms.measures(['psnr']), progress=Stages)
+
+
+def only(study, *names):
+  return dataclasses.replace(study, model=study.model.compose('base', *names))
+
+
+def run(protocol, study):
+  body, _ = maze_protocols.PROTOCOLS[protocol](study)
+  body.pop('about', None)
+  meta = results.meta('test', {}, seeds=[0, 1], seconds=1.0)
+  return results.make(meta, **body)  # checked against the one format
+
+
+def psnr(out, arm):
+  return out['arms'][arm]['psnr']['mean']
+
+
+def test_table1_has_every_arm_and_control(study):
+  out = run('table1', study)
+  assert list(out['arms']) == [
+      'base', 'short_term', 'long_term', 'all', 'sliding', 'naive_product', 'copy_last',
+      'copy_mean', 'copy_pose', 'copy_turned']
+  assert set(out['controls']) == {'other_episode', 'shuffled_history'}
+  shown = [psnr(out, name) for name in out['arms']]
+  assert len(set(shown)) == len(shown), 'every arm imagines something else'
+  assert out['arms']['all']['memory_bytes']['mean'] > (
+      out['arms']['long_term']['memory_bytes']['mean']) > 0
+
+
+def test_contrast_leaves_the_base_and_changes_the_rest(study):
+  out = run('contrast', only(study, 'short_term'))
+  assert psnr(out, 'base') != psnr(out, 'base_contrast')
+  assert psnr(out, 'short_term') != psnr(out, 'short_term_off')
+
+
+def test_context_asks_for_the_same_frames_after_every_history(study):
+  out = run('context', only(study, 'long_term'))
+  # The base sees its own context only: the same frames, whatever the history.
+  assert psnr(out, 'base_4') == pytest.approx(psnr(out, 'base_8'), abs=1e-6)
+  assert psnr(out, 'long_term_4') != psnr(out, 'long_term_8')
+  assert out['curves'][0]['series']['base']['x'] == [4, 8]
+
+
+def test_rank_writes_less_into_less(study):
+  out = run('rank', study)
+  assert set(out['arms']) == {'base'} | {
+      f'rank_{r}_history_{h}' for r in (1, 2) for h in (4, 8)}
+  size = lambda name: out['arms'][name]['memory_bytes']['mean']
+  assert size('rank_2_history_8') == pytest.approx(2 * size('rank_1_history_8'))
+  with pytest.raises(ValueError, match='needs a long-term memory'):
+    run('rank', only(study, 'short_term'))
+
+
+def test_streaming_parts_ways_after_the_first_round(study):
+  out = run('streaming', only(study, 'long_term'))
+  series = out['curves'][0]['series']
+  assert set(series) == {
+      f'{name}_{appended}' for name in ('base', 'long_term') for appended in ('true', 'imagined')}
+  for name in ('base', 'long_term'):
+    true, imagined = (series[f'{name}_{which}']['mean'] for which in ('true', 'imagined'))
+    assert len(true) == 3
+    assert true[0] == pytest.approx(imagined[0]) and true[1:] != pytest.approx(imagined[1:])

@@ -1,0 +1,238 @@
+"""Memory Maze: what every arm imagines, and how far it is from what the simulator showed.
+
+All arms of a seed read the same written memories and are scored together, so that the features of
+the true frames are computed once.
+
+Shapes: A arms, E episodes, S seeds, T imagined frames of all places in a row.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmpoe import world_model
+from wmpoe.evaluation import arms as arms_lib
+from wmpoe.evaluation import comparisons
+from wmpoe.evaluation import lpips
+from wmpoe.evaluation import maze
+from wmpoe.evaluation import metrics
+from wmpoe.evaluation import results
+
+# (predicted [A M H W 3], true [M H W 3]) uint8 -> one number per predicted frame [A M]
+Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+  """What one arm showed.
+
+  Attributes:
+    scores: By metric, [S E T].
+    frames: uint8 [E T H W 3] of the first seed.
+    write_ms_per_frame: Of the arm's memories, mean over seeds.
+    read_ms_per_frame: Mean over seeds.
+    memory_bytes: What an episode's memories take.
+  """
+
+  scores: Mapping[str, np.ndarray]
+  frames: np.ndarray
+  write_ms_per_frame: float = 0.0
+  read_ms_per_frame: float = 0.0
+  memory_bytes: float = 0.0
+
+
+def standard_arms(memories: Sequence[str]) -> dict[str, arms_lib.Arm]:
+  """The base and every combination of the memories; that of all of them is called `all`."""
+  arms = {'base': arms_lib.Arm()}
+  for count in range(1, len(memories) + 1):
+    for chosen in itertools.combinations(memories, count):
+      everything = count == len(memories) > 1
+      arms['all' if everything else '+'.join(chosen)] = arms_lib.Arm(memories=chosen)
+  return arms
+
+
+def baseline_arms(memories: Sequence[str]) -> dict[str, arms_lib.Arm]:
+  """The short-term network as the only model, and the product without contrasts."""
+  arms = {}
+  if 'short_term' in memories:
+    arms['sliding'] = arms_lib.Arm(
+        memories=('short_term',), with_base=False, rule='naive_product')
+  if memories:
+    arms['naive_product'] = arms_lib.Arm(memories=tuple(memories), rule='naive_product')
+  return arms
+
+
+_imagine: Any = jax.jit(lambda model, state, actions, poses, key: model.imagine(
+    state, actions, poses, key)[1])
+
+
+def imagine(
+    model: world_model.WorldModel,
+    task: maze.Problem,
+    arm: arms_lib.Arm,
+    memories: Mapping[str, Any],
+    key: jax.Array,
+) -> tuple[np.ndarray, float]:
+  """Imagines from every place; frames uint8 [E T H W 3] and milliseconds per frame."""
+  composed, batch = arm.of(model), len(task.names)
+  frames, spent = [], 0.0
+  for index, start in enumerate(task.starts):
+    before = jax.tree.map(jnp.asarray, task.part(task.encoded, 0, start))
+    state = composed.init(batch)
+    now = dict(memories)
+    if 'short_term' in now and arm.memory_of != 'other' and start > task.history:
+      # The window moves on with the episode; what is written into the other memories stays.
+      now['short_term'] = model.memories['short_term'].write(
+          now['short_term'], task.part(task.encoded, task.history, start), key)
+    state = world_model.WorldState(recent=state.recent.push(before), memories=now)
+    future = task.part(task.encoded, start, start + task.length)
+    out, seconds = arms_lib.timed(
+        _imagine, composed, state, future.actions, future.poses, jax.random.fold_in(key, index))
+    frames.append(np.asarray(out))
+    spent += seconds
+  count = batch * task.length * len(task.starts)
+  return np.concatenate(frames, axis=1), 1e3 * spent / count
+
+
+def score(
+    frames: np.ndarray, truth: np.ndarray, measures: Mapping[str, Metric],
+    progress: arms_lib.Progress = lambda text, share: None,
+) -> dict[str, np.ndarray]:
+  """Every metric of frames [A E T H W 3] against the truth [E T H W 3]: [A E T]."""
+  found: dict[str, list] = {name: [] for name in measures}
+  for index, true in enumerate(truth):
+    for name, measure in measures.items():
+      found[name].append(measure(frames[:, index], true))
+    progress('comparing frames', (index + 1) / len(truth))
+  return {name: np.stack(values, axis=1) for name, values in found.items()}
+
+
+def run(
+    model: world_model.WorldModel,
+    task: maze.Problem,
+    *,
+    arms: Mapping[str, arms_lib.Arm],
+    seeds: Sequence[int],
+    measures: Mapping[str, Metric],
+    progress: arms_lib.Progress,
+    copies: bool = True,
+) -> dict[str, Measured]:
+  """Writes the histories and measures every arm for every seed, and the copies if asked to."""
+  history = jax.tree.map(jnp.asarray, task.part(task.encoded, 0, task.history))
+  copied = maze.copies(task) if copies else {}
+  names, per_seed = [*arms, *copied], []
+  cost: dict[str, list] = {name: [] for name in names}
+  pictures: dict[str, np.ndarray] = {}
+  for index, seed in enumerate(seeds):
+    key = jax.random.key(seed)
+    say = arms_lib.prefixed(progress, f'seed {seed}: ')
+    own, mixed, wrote = arms_lib.write_own_and_shuffled(
+        model, history, arms=list(arms.values()), seed=seed, say=say)
+    frames = {}
+    for done, (name, arm) in enumerate(arms.items()):
+      frames[name], read = imagine(
+          model, task, arm, arms_lib.memories_of(arm, own, mixed), jax.random.fold_in(key, 1))
+      cost[name].append((
+          sum(wrote[m] for m in arm.memories) / task.history, read,
+          sum(memory_bytes(own.memories[m]) for m in arm.memories)))
+      say(f'imagining {name}', (done + 1) / len(arms))
+    if not index:
+      pictures = frames | copied
+    shown = list(frames.values()) + (list(copied.values()) if not index else [])
+    per_seed.append(score(np.stack(shown), task.truth, measures, say))
+  measured = {}
+  for at, name in enumerate(names):
+    spent = np.mean(cost[name], axis=0) if cost[name] else (0.0, 0.0, 0.0)
+    measured[name] = Measured(
+        scores={m: np.stack([s[m][at] for s in per_seed if at < len(s[m])]) for m in measures},
+        frames=pictures[name], write_ms_per_frame=float(spent[0]),
+        read_ms_per_frame=float(spent[1]), memory_bytes=float(spent[2]))
+  return measured
+
+
+def memory_bytes(state: Any) -> float:
+  """Bytes one episode's memory takes, out of a batch of them.
+
+  Of a memory in weights the adapter alone counts: what is needed to read it.
+  """
+  kept = getattr(state, 'lora', state)
+  return float(sum(x.nbytes / x.shape[0] for x in jax.tree.leaves(kept)))
+
+
+def stages(model: world_model.WorldModel, arms: Mapping[str, arms_lib.Arm], seeds: int) -> int:
+  """How many different things `run` reports to be doing."""
+  shuffled = any(arm.memory_of == 'shuffled' for arm in arms.values())
+  return seeds * (1 + len(arms) + (1 + shuffled) * len(model.memories))
+
+
+def per_episode(measured: Measured, task: maze.Problem, *, split: bool
+                ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """Means over frames by metric [E S], and how many frames [E] are behind each.
+
+  Args:
+    measured: An arm.
+    task: The problem.
+    split: Whether to give each metric for the revisited and the unseen frames as well.
+  """
+  groups = {'': np.ones_like(task.revisited)}
+  if split:
+    groups |= {'_revisited': task.revisited, '_unseen': task.unseen}
+  values, weights = {}, {}
+  for suffix, chosen in groups.items():
+    counts = chosen.sum(axis=1)
+    if not counts.any():
+      continue
+    for name, scores in measured.scores.items():
+      total = np.einsum('set,et->es', scores, chosen)
+      values[name + suffix] = total / np.maximum(counts, 1)[:, None]
+      weights[name + suffix] = counts.astype(np.float64)
+  return values, weights
+
+
+def summarize(measured: Measured, base: Measured, task: maze.Problem, *, split: bool
+              ) -> dict[str, dict[str, float]]:
+  """Metrics of one arm, and their paired differences to the base, with bootstrap intervals.
+
+  Args:
+    measured: The arm.
+    base: The base, on the same episodes; nothing is compared if it is the arm.
+    task: The problem.
+    split: See `per_episode`.
+  """
+  values, weights = per_episode(measured, task, split=split)
+  out = {
+      name: results.bootstrap(x, seed=0, weights=weights[name]) for name, x in values.items()}
+  if measured is not base:
+    reference, _ = per_episode(base, task, split=split)
+    out |= comparisons.against_base(values, reference, seed=0, weights=weights)
+  fixed = lambda x: {'mean': x, 'low': x, 'high': x, 'n': len(task.names)}
+  for name in ('write_ms_per_frame', 'read_ms_per_frame', 'memory_bytes'):
+    out[name] = fixed(getattr(measured, name))
+  return out
+
+
+def measures(names: Sequence[str]) -> dict[str, Metric]:
+  """The named metrics: psnr, ssim, lpips_vgg, lpips_alex.
+
+  Raises:
+    ValueError: for an unknown name.
+    ModuleNotFoundError: if a metric needs an extra that is not installed.
+  """
+  known = ('psnr', 'ssim', 'lpips_vgg', 'lpips_alex')
+  unknown = [name for name in names if name not in known]
+  if unknown or not names:
+    raise ValueError(f'Metrics {list(names)}; expected some of {", ".join(known)}.')
+  each = lambda one: lambda frames, true: np.stack([one(arm, true) for arm in frames])
+  chosen: dict[str, Metric] = {}
+  for name in names:
+    if name.startswith('lpips'):
+      chosen[name] = functools.partial(lpips.lpips, lpips.load(name.removeprefix('lpips_')))
+    else:
+      chosen[name] = each({'psnr': metrics.psnr, 'ssim': metrics.ssim}[name])
+  return chosen

@@ -1,0 +1,286 @@
+"""The protocols of Memory Maze: which arms are measured after which histories.
+
+table1     the frames right after a history (arXiv 2605.18813, table 1)
+revisit    from several places further on: frames seen long ago, and frames never seen
+contrast   every expert against the same without its contrast
+context    histories of several lengths before the same frames
+rank       the long-term memory by LoRA rank and by length of history
+streaming  rounds of write, imagine, append: the true frames, or the imagined ones
+
+Every function takes a `Study` and returns what `results.make` takes and the film strips.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmpoe import world_model
+from wmpoe.data import episode
+from wmpoe.evaluation import arms as arms_lib
+from wmpoe.evaluation import film
+from wmpoe.evaluation import maze
+from wmpoe.evaluation import maze_arms
+from wmpoe.evaluation import results
+from wmpoe.experts import long_term as long_term_lib
+from wmpoe.experts import short_term as short_term_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+  """What is measured, on what and how.
+
+  Attributes:
+    model: All experts.
+    episodes: Held-out, without border.
+    latents: Of each episode, [L h w C].
+    setting: The config's `protocol`: 'history', 'starts', 'chunks', and what a protocol names.
+    seeds: Of writing and sampling.
+    measures: By name.
+    progress: Makes a progress display out of the number of stages.
+  """
+
+  model: world_model.WorldModel
+  episodes: Sequence[episode.Episode]
+  latents: Sequence[np.ndarray]
+  setting: Mapping[str, Any]
+  seeds: Sequence[int]
+  measures: Mapping[str, maze_arms.Metric]
+  progress: Callable[[int], Any]
+
+  @property
+  def memories(self) -> tuple[str, ...]:
+    """Names of the model's memories."""
+    return tuple(self.model.memories)
+
+  def problem(self, history: int, starts: Sequence[int], *, first: int = 0) -> maze.Problem:
+    """The problem on the episodes from frame `first` on."""
+    episodes = [
+        dataclasses.replace(
+            item, frames=item.frames[first:], actions=item.actions[first:],
+            poses=item.poses[first:]) for item in self.episodes] if first else self.episodes
+    return maze.problem(
+        episodes, [item[first:] for item in self.latents], history=history, starts=starts,
+        length=self.setting['chunks'] * self.model.chunk)
+
+
+Body = dict[str, Any]
+Outcome = tuple[Body, list[film.Strip]]
+
+
+def table1(study: Study) -> Outcome:
+  """The frames right after the history."""
+  return _arms_and_controls(study, study.setting['starts'][:1], split=False)
+
+
+def revisit(study: Study) -> Outcome:
+  """Frames from several places on, split into those seen long ago and those never seen."""
+  return _arms_and_controls(study, study.setting['starts'], split=True)
+
+
+def _arms_and_controls(study: Study, starts: Sequence[int], *, split: bool) -> Outcome:
+  task = study.problem(study.setting['history'], starts)
+  arms = maze_arms.standard_arms(study.memories) | maze_arms.baseline_arms(study.memories)
+  controls = arms_lib.standard_controls(study.memories)
+  measured = _run(study, study.model, task, {**arms, **controls}, copies=True)
+  summary = _summaries(measured, task, split=split)
+  frames = {'revisited_frames': task.revisited, 'unseen_frames': task.unseen}
+  return {
+      'arms': {k: v for k, v in summary.items() if k not in controls},
+      'controls': {k: v for k, v in summary.items() if k in controls},
+      'about': {name: int(chosen.sum()) for name, chosen in frames.items()} if split else {},
+  }, maze.strips(task, {name: m.frames for name, m in measured.items()})
+
+
+def contrast(study: Study) -> Outcome:
+  """Every expert, and all of them, with and without contrasts.
+
+  Without: the plain mean of the experts' own estimates. The base's contrast is against itself with
+  its context nulled.
+  """
+  base = study.model.base
+  nulled = short_term_lib.ShortTerm(
+      params=base.params, model=base.model, action_dim=study.model.action_dim,
+      pose_dim=study.model.pose_dim, weight=1.0)
+  model = dataclasses.replace(
+      study.model, memories={**study.model.memories, 'base_contrast': nulled})
+  arms = {'base': arms_lib.Arm(), 'base_contrast': arms_lib.Arm(memories=('base_contrast',))}
+  for name, arm in maze_arms.standard_arms(study.memories).items():
+    if arm.memories:
+      arms[name] = arm
+      arms[f'{name}_off'] = dataclasses.replace(arm, rule='mean', weight=1.0)
+  task = study.problem(study.setting['history'], study.setting['starts'][:1])
+  measured = _run(study, model, task, arms)
+  return {'arms': _summaries(measured, task, split=False), 'controls': {}}, []
+
+
+def context(study: Study) -> Outcome:
+  """Histories of several lengths, all of which end right before the same frames."""
+  lengths = sorted(study.setting['contexts'])
+  arms = {k: v for k, v in maze_arms.standard_arms(study.memories).items() if '+' not in k}
+  summaries, series = {}, {}
+  for length in lengths:
+    task = study.problem(length, [length], first=lengths[-1] - length)
+    summary = _summaries(
+        _run(study, study.model, task, arms, label=f'history {length}, '), task, split=False)
+    summaries |= {f'{name}_{length}': metrics for name, metrics in summary.items()}
+  for name in arms:
+    series[name] = [summaries[f'{name}_{length}'] for length in lengths]
+  return {
+      'arms': summaries, 'controls': {},
+      'curves': _curves(study, series, lengths, 'frames of history'),
+  }, []
+
+
+def rank(study: Study) -> Outcome:
+  """The long-term memory by rank, for several lengths of history before the same frames.
+
+  Raises:
+    ValueError: if the model has no long-term memory.
+  """
+  memory = study.model.memories.get('long_term')
+  if memory is None:
+    raise ValueError('The protocol rank needs a long-term memory; this model has none.')
+  lengths, summaries = sorted(study.setting['rank_histories']), {}
+  last, series = max(lengths), {}
+  for value in study.setting['ranks']:
+    # The scale alpha / rank stays: what changes is how much fits in.
+    spec = dataclasses.replace(
+        memory.spec, rank=value, alpha=memory.spec.alpha * value / memory.spec.rank)
+    ranked = long_term_lib.create(
+        jax.random.key(0), memory.model, memory.params, action_dim=memory.action_dim,
+        pose_dim=memory.pose_dim, spec=spec, optimizer=memory.optimizer, writing=memory.writing,
+        weight=memory.weight, baseline=memory.baseline, reading=memory.reading)
+    model = dataclasses.replace(study.model, memories={'long_term': ranked})
+    for length in lengths:
+      task = study.problem(length, [length], first=last - length)
+      measured = _run(
+          study, model, task, {'base': arms_lib.Arm(), 'long_term': arms_lib.Arm(
+              memories=('long_term',))}, label=f'rank {value}, history {length}, ')
+      summary = _summaries(measured, task, split=False)
+      summaries.setdefault('base', summary['base'])
+      summaries[f'rank_{value}_history_{length}'] = summary['long_term']
+    series[f'rank {value}'] = [
+        summaries[f'rank_{value}_history_{length}'] for length in lengths]
+  return {
+      'arms': summaries, 'controls': {},
+      'curves': _curves(study, series, lengths, 'frames of history'),
+  }, []
+
+
+def streaming(study: Study) -> Outcome:
+  """Rounds of: write the new frames, imagine the next, append the true (or the imagined) ones.
+
+  Arms end in `_true` or `_imagined` for what was appended.
+  """
+  setting, model = study.setting, study.model
+  length, rounds = setting['chunks'] * model.chunk, setting['rounds']
+  first = setting['first']
+  task = study.problem(first, [first + length * r for r in range(rounds)])
+  if 'long_term' in model.memories:
+    memory = model.memories['long_term']
+    writing = dataclasses.replace(memory.writing, steps=setting['steps_per_round'])
+    model = dataclasses.replace(
+        model, memories={**model.memories, 'long_term': dataclasses.replace(
+            memory, writing=writing)})
+  standard = maze_arms.standard_arms(study.memories)
+  chosen = {name: arm for name, arm in standard.items()
+            if len(arm.memories) < 2 or name in ('short_term+long_term', 'all')}
+  progress = study.progress(len(study.seeds) * (2 * len(chosen) + 1))
+  shown: dict[str, list] = {}
+  scores: list[dict[str, np.ndarray]] = []
+  for seed in study.seeds:
+    say = arms_lib.prefixed(progress, f'seed {seed}: ')
+    frames = {}
+    for name, arm in chosen.items():
+      for appended in ('true', 'imagined'):
+        label = f'{name}_{appended}'
+        frames[label] = _stream(
+            arm.of(model), task, own=appended == 'imagined', key=jax.random.key(seed),
+            progress=arms_lib.prefixed(say, f'{label}, '))
+    scores.append(maze_arms.score(
+        np.stack(list(frames.values())), task.truth, study.measures, say))
+    shown = shown or frames
+  progress.done()
+  measured = {
+      name: maze_arms.Measured(
+          scores={m: np.stack([s[m][at] for s in scores]) for m in study.measures},
+          frames=shown[name]) for at, name in enumerate(shown)}
+  summaries = {
+      name: {m: results.bootstrap(x, seed=0) for m, x in maze_arms.per_episode(
+          found, task, split=False)[0].items()} for name, found in measured.items()}
+  series: dict[str, list] = {name: [] for name in measured}
+  for index in range(rounds):
+    there = slice(index * length, (index + 1) * length)
+    for name, found in measured.items():
+      series[name].append({
+          m: results.bootstrap(x[:, :, there].mean(axis=2).T, seed=0)
+          for m, x in found.scores.items()})
+  return {
+      'arms': summaries, 'controls': {},
+      'curves': _curves(study, series, list(range(1, rounds + 1)), 'round'),
+  }, []
+
+
+_write: Any = jax.jit(lambda model, state, seen, key: model.write(state, seen, key))
+_dream: Any = jax.jit(
+    lambda model, state, actions, poses, key: model.imagine(state, actions, poses, key)[1])
+_encode: Any = jax.jit(lambda model, seen: model.encode(seen))
+
+
+def _stream(
+    model: world_model.WorldModel, task: maze.Problem, *, own: bool, key: jax.Array,
+    progress: arms_lib.Progress,
+) -> np.ndarray:
+  """Imagines round after round; frames uint8 [E T H W 3]."""
+  seen = jax.tree.map(jnp.asarray, task.part(task.encoded, 0, task.starts[0]))
+  state, frames = model.init(len(task.names)), []
+  for index, start in enumerate(task.starts):
+    key_write, key_dream = jax.random.split(jax.random.fold_in(key, index))
+    state = _write(model, state, seen, key_write)
+    seen = jax.tree.map(jnp.asarray, task.part(task.encoded, start, start + task.length))
+    out = _dream(model, state, seen.actions, seen.poses, key_dream)
+    if own:
+      seen = _encode(model, dataclasses.replace(seen, frames=out))
+    frames.append(np.asarray(out))
+    progress(f'round {index + 1}', (index + 1) / len(task.starts))
+  return np.concatenate(frames, axis=1)
+
+
+PROTOCOLS: dict[str, Callable[[Study], Outcome]] = {
+    'table1': table1, 'revisit': revisit, 'contrast': contrast, 'context': context, 'rank': rank,
+    'streaming': streaming}
+
+
+def _run(
+    study: Study, model: world_model.WorldModel, task: maze.Problem,
+    arms: Mapping[str, arms_lib.Arm], *, copies: bool = False, label: str = '',
+) -> dict[str, maze_arms.Measured]:
+  progress = study.progress(maze_arms.stages(model, arms, len(study.seeds)))
+  measured = maze_arms.run(
+      model, task, arms=arms, seeds=study.seeds, measures=study.measures, copies=copies,
+      progress=arms_lib.prefixed(progress, label))
+  progress.done()
+  return measured
+
+
+def _summaries(measured: Mapping[str, maze_arms.Measured], task: maze.Problem, *, split: bool
+               ) -> dict[str, dict[str, Any]]:
+  return {
+      name: maze_arms.summarize(m, measured['base'], task, split=split)
+      for name, m in measured.items()}
+
+
+def _curves(
+    study: Study, series: Mapping[str, list[Mapping[str, Any]]], x: Sequence[int], xlabel: str
+) -> list[dict[str, Any]]:
+  """One curve per metric out of `{NAME: [metrics at each x]}`."""
+  return [{
+      'title': f'{metric} against {xlabel}', 'xlabel': xlabel, 'ylabel': metric, 'metric': metric,
+      'series': {
+          name: {'x': [float(v) for v in x],
+                 **{k: [point[metric][k] for point in points] for k in ('mean', 'low', 'high')}}
+          for name, points in series.items()}} for metric in study.measures]
