@@ -44,7 +44,7 @@ setuptools.setup(
   python_requires='>=3.11',
   # configs/ and tests/ stay out: a config is named by its path, not imported as a package.
   packages=setuptools.find_packages(include=['wmpoe', 'wmpoe.*']),
-  package_data={'wmpoe': ['py.typed', 'packaged_weights/*.npz']},
+  package_data={'wmpoe': ['py.typed', 'packaged_weights/*.npz', 'bundled_episodes/*.npz']},
   install_requires=_CORE,
   extras_require=_EXTRAS,
   zip_safe=False,

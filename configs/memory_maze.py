@@ -7,6 +7,7 @@ r"""Memory Maze (arXiv 2210.13383) at the scale of a laptop: one run card per ne
       --workdir=data/latents/training
   python -m wmpoe encode --config=configs/memory_maze.py --source=data/memory_maze_9x9/validation \
       --workdir=data/latents/validation
+  python -m wmpoe train  --config=configs/memory_maze.py:odometry --workdir=runs/maze_odometry
   python -m wmpoe train  --config=configs/memory_maze.py:cpu_spatial --workdir=runs/maze_spatial
   python -m wmpoe train  --config=configs/memory_maze.py:cpu_short_term --workdir=runs/maze_short
   python -m wmpoe eval   --config=configs/memory_maze.py --protocol=revisit --source=data/maze/test
@@ -20,7 +21,7 @@ import ml_collections
 
 from wmpoe import zoo
 
-VARIANTS = ('', 'autoencoder', 'cpu_spatial', 'cpu_short_term')
+VARIANTS = ('', 'autoencoder', 'odometry', 'cpu_spatial', 'cpu_short_term')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -40,7 +41,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   # Frames remembered, and where each episode is continued: the first place alone for table1.
   config.protocol = dict(
       history=200, starts=(200, 224, 248, 272), chunks=2, contexts=(50, 100, 150, 200, 250),
-      ranks=(8, 32, 64), rank_histories=(50, 150, 250), first=33, rounds=11, steps_per_round=25)
+      ranks=(8, 32, 64), rank_histories=(50, 150, 250), first=33, rounds=11, steps_per_round=25,
+      odometry='memory_maze_odometry')
   if not variant:
     return config
   config.variant, config.expert = variant, variant.removeprefix('cpu_')
@@ -49,6 +51,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0)
   if variant == 'autoencoder':
     _autoencoder(config)
+  elif variant == 'odometry':
+    _odometry(config)
   else:
     _denoiser(config)
   return config
@@ -68,6 +72,17 @@ def _autoencoder(config: ml_collections.ConfigDict) -> None:
   config.train.update(
       steps=2400, batch_size=32, learning_rate=2e-3, weight_decay=1e-3, ema_decay=0.99,
       eval_every=500)
+
+
+def _odometry(config: ml_collections.ConfigDict) -> None:
+  """Motion between frames, from actions and latents: for those who have no poses."""
+  config.latent = (16, 16, 4)
+  config.odometry = dict(actions=3, width=32)
+  config.data = dict(
+      seed=2, folder='data/latents/training', validation='data/latents/validation', history=0,
+      gap=0, context=2, target=8)
+  config.train.update(
+      steps=3000, batch_size=16, learning_rate=2e-3, ema_decay=0.99, checkpoint_every=1000, seed=2)
 
 
 def _denoiser(config: ml_collections.ConfigDict) -> None:

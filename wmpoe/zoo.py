@@ -33,6 +33,7 @@ from wmpoe.networks import codec
 from wmpoe.networks import dit
 from wmpoe.networks import lora as lora_lib
 from wmpoe.networks import map_encoder
+from wmpoe.networks import odometry
 from wmpoe.networks import poses
 from wmpoe.networks import view_reader
 
@@ -135,6 +136,14 @@ def autoencoder_network(description: Description) -> autoencoder.Autoencoder:
       **{**options, 'widths': tuple(options['widths']), 'depth': tuple(options['depth'])})
 
 
+def load_odometry(name: str | os.PathLike[str]) -> tuple[odometry.Odometry, Any, dict]:
+  """The static odometry of a file or packaged name, its parameters and its card."""
+  params, card = load_expert(name)
+  if card['config']['expert'] != 'odometry':
+    raise ValueError(f"'{name}' holds the expert {card['config']['expert']!r}; expected odometry.")
+  return odometry.Odometry(**card['config']['odometry']), params, card
+
+
 def load_latent_space(path: str | os.PathLike[str]) -> tuple[autoencoder.LatentSpace, dict]:
   """The latent space of an autoencoder's file or packaged name, and its card."""
   tree, card = load_expert(path)
@@ -204,6 +213,11 @@ def shapes(description: Description) -> Any:
     return {
         'autoencoder': jax.eval_shape(lambda k: network.init(k, frame)['params'], key),
         'mean': statistic, 'std': statistic}
+  if kind == 'odometry':
+    inputs = jnp.zeros((1, 2, *description['latent'])), jnp.zeros((1, 2, dims['action_dim']))
+    return jax.eval_shape(
+        lambda k: odometry.Odometry(**description['odometry']).init(
+            k, *inputs, method='all')['params'], key)
   if kind == 'spatial':
     return jax.eval_shape(lambda k: spatial_model(description).init(k, **dims), key)
   return jax.eval_shape(lambda k: model(description).init(k, **dims), key)
@@ -343,7 +357,7 @@ MEMORY_MAZE = {
         'reading': 'low_rank',
     },
 }
-_COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
+COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
 
 
 def load(name: str = 'cards', *, compose: Description | None = None) -> world_model.WorldModel:
@@ -358,8 +372,8 @@ def load(name: str = 'cards', *, compose: Description | None = None) -> world_mo
     ValueError: if no experts of that name are packaged.
   """
   found = [kind for kind in TRAINED if f'{name}_{kind}' in packaged.names()]
-  if name not in _COMPOSED or not found:
-    known = [n for n in _COMPOSED if any(f'{n}_{kind}' in packaged.names() for kind in TRAINED)]
+  if name not in COMPOSED or not found:
+    known = [n for n in COMPOSED if any(f'{n}_{kind}' in packaged.names() for kind in TRAINED)]
     raise ValueError(
         f'No packaged world model is named {name!r}. There are: {", ".join(known) or "none"}.')
   experts = {}
@@ -374,4 +388,4 @@ def load(name: str = 'cards', *, compose: Description | None = None) -> world_mo
         raise ValueError(
             f'{name}_{kind} was trained on latents of another autoencoder than the packaged one '
             f'({described["encoder_sha256"][:12]}... against {card["sha256"][:12]}...).')
-  return build(experts, {**_COMPOSED[name], **(compose or {})}, latents)
+  return build(experts, {**COMPOSED[name], **(compose or {})}, latents)

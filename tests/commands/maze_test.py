@@ -53,8 +53,8 @@ def cache(wmpoe, source, autoencoder):
   return 'latents'
 
 
-def _train(wmpoe, variant, cache, *flags):
-  return wmpoe('train', config(variant), *TRAIN, *MODEL, f'--config.data.folder={cache}',
+def _train(wmpoe, variant, cache, *flags, model=MODEL):
+  return wmpoe('train', config(variant), *TRAIN, *model, f'--config.data.folder={cache}',
                f'--config.data.validation={cache}', '--config.autoencoder=autoencoder.npz',
                f'--workdir=runs/{variant}', f'--package={variant}.npz', *flags)
 
@@ -77,19 +77,23 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path):
                 '--config.model.context=5')
   assert done.code == 0, done.err
 
+  done = _train(wmpoe, 'odometry', cache, model=[])
+  assert done.code == 0, done.err
+
   done = wmpoe(
       'eval', config(), '--experts=spatial=cpu_spatial.npz',
       '--config.autoencoder=autoencoder.npz', f'--source={source}', '--protocol=revisit',
       '--episodes=2', '--seeds=1', '--metrics=psnr,ssim', '--workdir=there',
       '--config.protocol.history=8', '--config.protocol.starts=(8, 10)',
-      '--config.protocol.chunks=1', '--config.compose.num_steps=2',
+      '--config.protocol.chunks=1', '--config.protocol.odometry=odometry.npz',
+      '--config.compose.num_steps=2',
       '--config.compose.long_term.writing.steps=1', '--config.compose.long_term.writing.target=2',
       '--config.compose.long_term.writing.capacity=16', '--config.compose.long_term.lora.rank=2')
   assert done.code == 0, done.err
   out = results.read(tmp_path / 'there' / 'revisit.json')
   assert list(out['arms']) == [
-      'base', 'long_term', 'spatial', 'all', 'naive_product', 'copy_last', 'copy_mean', 'copy_pose',
-      'copy_turned']
+      'base', 'long_term', 'spatial', 'all', 'spatial_odometry', 'naive_product', 'copy_last',
+      'copy_mean', 'copy_pose', 'copy_turned']
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
   arm = out['arms']['spatial']
   assert {'psnr', 'ssim', 'psnr_minus_base', 'write_ms_per_frame'} <= set(arm)

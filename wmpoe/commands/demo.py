@@ -1,20 +1,33 @@
 """Shows memory at work, in minutes on a laptop.
 
-Loads the packaged Memory Cards experts, writes the history of held-out episodes (all cards were
-revealed and covered again) into every memory, imagines the second reveal, and shows what was
-remembered: a table here, and results.json, report.html and episode.gif in the output folder.
+  python -m wmpoe demo                                      Memory Cards
+  python -m wmpoe demo --config=configs/memory_maze.py      Memory Maze
+
+Loads the packaged experts and held-out episodes, writes each episode's history into every memory,
+imagines what comes next, and shows what was remembered: a table here, and results.json, report.html
+and episode.gif in the output folder. Memory Cards: all cards were revealed and covered again, and
+are revealed a second time. Memory Maze: real episodes of the simulator, 200 frames to remember, and
+the frames that follow.
 """
 
 from collections.abc import Sequence
 import sys
 import time
+from typing import Any
 
 from absl import flags as absl_flags
+import jax
 
+from wmpoe import world_model
 from wmpoe import zoo
 from wmpoe.commands import common
+from wmpoe.commands import runs
+from wmpoe.data import bundled
 from wmpoe.data import cards
+from wmpoe.evaluation import arms as arms_lib
 from wmpoe.evaluation import film
+from wmpoe.evaluation import maze
+from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import recall
 from wmpoe.evaluation import report
 from wmpoe.evaluation import results
@@ -22,13 +35,14 @@ from wmpoe.evaluation import results
 
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   """Adds the flags of `demo`."""
-  del argv
+  common.define_config(flags, argv)
   absl_flags.DEFINE_string(
       'workdir', 'outputs/demo', 'Folder to write to.', flag_values=flags)
-  absl_flags.DEFINE_integer('episodes', 16, 'Held-out episodes.', flag_values=flags)
+  absl_flags.DEFINE_integer('episodes', 16, 'Held-out episodes, at most.', flag_values=flags)
   absl_flags.DEFINE_integer('seed', 0, 'Seed of writing and sampling.', flag_values=flags)
   absl_flags.DEFINE_list(
-      'experts', list(zoo.EXPERTS), 'Which experts to compose.', flag_values=flags)
+      'experts', None, 'Which experts to compose, base among them; all if not given.',
+      flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -38,35 +52,82 @@ def run(flags: absl_flags.FlagValues) -> None:
         f"--episodes={flags.episodes}: expected at least 2, as one control is another episode's "
         'memory.')
   folder = common.output_folder(flags.workdir)
-  model = zoo.load('cards')
-  model = model.compose(*flags.experts)
+  description = {'env': {'name': 'cards'}} if flags.config is None else common.plain(flags.config)
+  name = description['env']['name']
+  model = zoo.load(name)
+  experts = flags.experts or ['base', *model.memories]
+  model = model.compose(*experts)
   if not model.with_base:
-    raise ValueError(f'--experts={flags.experts} must include base.')
-  env = cards.CardsConfig()
-  task = recall.problem(env, range(flags.episodes), split='test', chunk=model.chunk)
-  print(f'Memory Cards: {flags.episodes} held-out episodes, {task.history.frames.shape[1]} frames '
-        f'each to remember; experts: {", ".join(flags.experts)}', file=sys.stderr)
-  progress = common.Progress(recall.stages(model, 1))
+    raise ValueError(f'--experts={experts} must include base.')
   begun = time.monotonic()
-  measured, arms, controls = recall.protocol(
-      model, task, seeds=[flags.seed], progress=progress)
-  progress.done()
+  body, strips, best = (_maze if name == 'memory_maze' else _cards)(model, description, flags)
   out = results.make(
       results.meta(' '.join(['python -m wmpoe', *sys.argv[1:]]),
-                   {'experts': list(flags.experts), 'compose': zoo.CARDS},
-                   seeds=[flags.seed], seconds=time.monotonic() - begun),
-      arms, controls, references={'recall': {'chance': 1 / env.symbols}})
-  strips = recall.strips(task, measured) if model.memories else None
+                   {'experts': experts, 'compose': zoo.COMPOSED[name]},
+                   seeds=[flags.seed], seconds=time.monotonic() - begun), **body)
+  title = {'cards': 'Memory Cards', 'memory_maze': 'Memory Maze'}[name]
   path = results.write(folder / 'results.json', out)
-  page = report.render(
-      out, folder, strips=strips, title='Memory Cards: what each memory remembers')
+  page = report.render(out, folder, strips=strips, title=f'{title}: what each memory remembers')
   wrote = [path, page]
-  if model.memories:
-    wrote.append(film.write_gif(
-        folder / 'episode.gif', recall.film_of(task, measured, 0), fps=4))
+  if best is not None:
+    wrote.append(film.write_gif(folder / 'episode.gif', best, fps=4))
   print(report.terminal_table(out))
   print('\nwrote ' + ', '.join(str(p) for p in wrote))
   print(f'look at it:  open {page}\n'
         'try next:    python -m wmpoe demo --experts=base,spatial\n'
         '             python -m wmpoe info composition\n'
-        '             python -m wmpoe train --config=configs/cards.py:base --workdir=runs/base')
+        f'             python -m wmpoe train --config=configs/{name}.py:'
+        f'{"cpu_spatial" if name == "memory_maze" else "base"} --workdir=runs/mine')
+
+
+def _cards(
+    model: world_model.WorldModel, description: dict[str, Any], flags: absl_flags.FlagValues
+) -> tuple[dict[str, Any], Any, Any]:
+  """Memory Cards: what `results.make` takes, film strips, the film of one episode."""
+  del description
+  env = cards.CardsConfig()
+  task = recall.problem(env, range(flags.episodes), split='test', chunk=model.chunk)
+  _announce('Memory Cards', flags.episodes, task.history.frames.shape[1], model)
+  progress = common.Progress(recall.stages(model, 1))
+  measured, arms, controls = recall.protocol(
+      model, task, seeds=[flags.seed], progress=progress)
+  progress.done()
+  body = {'arms': arms, 'controls': controls,
+          'references': {'recall': {'chance': 1 / env.symbols}}}
+  if not model.memories:
+    return body, None, None
+  return body, recall.strips(task, measured), recall.film_of(task, measured, 0)
+
+
+def _maze(
+    model: world_model.WorldModel, description: dict[str, Any], flags: absl_flags.FlagValues
+) -> tuple[dict[str, Any], Any, Any]:
+  """Memory Maze, the same, on the bundled episodes."""
+  setting = description['protocol']
+  found = bundled.episodes('memory_maze')[:flags.episodes]
+  encode = jax.jit(model.latents.encode)
+  task = maze.problem(
+      found, [runs.in_pieces(encode, item.frames) for item in found], history=setting['history'],
+      starts=setting['starts'][:1], length=setting['chunks'] * model.chunk)
+  _announce('Memory Maze', len(found), task.history, model)
+  memories = tuple(model.memories)
+  arms = {k: v for k, v in maze_arms.standard_arms(memories).items() if '+' not in k}
+  controls = arms_lib.standard_controls(memories)
+  progress = common.Progress(maze_arms.stages(model, {**arms, **controls}, 1))
+  measured = maze_arms.run(
+      model, task, arms={**arms, **controls}, seeds=[flags.seed],
+      measures=maze_arms.measures(['psnr', 'ssim']), progress=progress)
+  progress.done()
+  summary = {
+      name: maze_arms.summarize(m, measured['base'], task, split=False)
+      for name, m in measured.items()}
+  body = {
+      'arms': {k: v for k, v in summary.items() if k not in controls},
+      'controls': {k: v for k, v in summary.items() if k in controls}}
+  frames = {name: m.frames for name, m in measured.items()}
+  return body, maze.strips(task, frames), maze.film_of(task, frames, 0)
+
+
+def _announce(world: str, episodes: int, frames: int, model: world_model.WorldModel) -> None:
+  print(f'{world}: {episodes} held-out episodes, {frames} frames each to remember; experts: '
+        f'{", ".join(["base", *model.memories])}', file=sys.stderr)

@@ -148,12 +148,16 @@ def _maze(
     print(found.report(), file=sys.stderr)
   count = min(flags.episodes, len(found))
   encode = jax.jit(model.latents.encode)
+  odometry = None
+  if description['protocol']['odometry']:
+    odometry = zoo.load_odometry(description['protocol']['odometry'])[:2]
   setting, episodes = description['protocol'], [found[i] for i in range(count)]
   body, strips = maze_protocols.PROTOCOLS[protocol](maze_protocols.Study(
       model=model, episodes=episodes,
       latents=[runs.in_pieces(encode, item.frames) for item in episodes], setting=setting,
       seeds=list(range(flags.seeds)), measures=maze_arms.measures(flags.metrics),
-      progress=common.Progress))
+      odometry=odometry, progress=common.Progress))
   return body, strips or None, {
-      'source': flags.source, 'episodes': count, 'protocol': setting, 'poses': 'true',
+      'source': flags.source, 'episodes': count, 'protocol': setting,
+      'poses': 'true, but for arms that end in _odometry',
       **body.pop('about', {})}

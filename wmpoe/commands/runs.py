@@ -17,6 +17,7 @@ from wmpoe.data import memory_maze
 from wmpoe.data import pipeline
 from wmpoe.evaluation import lpips
 from wmpoe.networks import autoencoder
+from wmpoe.networks import odometry
 from wmpoe.training import tasks
 
 _ENCODE_AT_ONCE = 128
@@ -37,6 +38,10 @@ def make_task(description: Mapping[str, Any]) -> Any:
         network=zoo.autoencoder_network(description), perceptual=perceptual,
         **description['objective'])
   dims = zoo.dimensions(description['env'])
+  if kind == 'odometry':
+    return tasks.OdometryTask(
+        network=odometry.Odometry(**description['odometry']), action_dim=dims['action_dim'],
+        frame_shape=tuple(description['latent']))
   initial = None
   if description['init_from']:
     initial, card = zoo.load_expert(description['init_from'])
@@ -58,8 +63,8 @@ def make_task(description: Mapping[str, Any]) -> Any:
     return tasks.SpatialTask(
         model=zoo.spatial_model(description), objective=objective, initial=initial,
         empty_rate=description['empty_rate'], **dims)
-  raise ValueError(
-      f'Unknown expert {kind!r}; expected one of {", ".join((*zoo.TRAINED, "autoencoder"))}.')
+  known = (*zoo.TRAINED, 'autoencoder', 'odometry')
+  raise ValueError(f'Unknown expert {kind!r}; expected one of {", ".join(known)}.')
 
 
 def make_batches(description: Mapping[str, Any], split: str, seed: int) -> Any:
@@ -78,7 +83,7 @@ def make_batches(description: Mapping[str, Any], split: str, seed: int) -> Any:
     if description['expert'] == 'autoencoder':
       transform, source = clips.RandomFrame(), clips.EpisodeSource(pixels(folder, env))
     else:
-      model = description['model']
+      model = description.get('model', data)
       transform = clips.RandomClip(
           context=model['context'], target=model['target'], history=data['history'],
           gap=data['gap'])

@@ -36,6 +36,7 @@ class Arm:
     memories: Composed with the base.
     memory_of: 'own', 'other' (the next episode's) or 'shuffled' (own history in random order).
     new_order: In Memory Cards: imagine the second reveal in an order never walked.
+    poses: In Memory Maze: 'true', or those of the 'odometry', of past and future alike.
     with_base: Whether the base takes part. One memory without it under the rule naive_product is
       that memory's own denoiser as the only model.
     rule: Another composition rule than the model's, by name.
@@ -45,6 +46,7 @@ class Arm:
   memories: tuple[str, ...] = ()
   memory_of: str = 'own'
   new_order: bool = False
+  poses: str = 'true'
   with_base: bool = True
   rule: str | None = None
   weight: float | None = None

@@ -8,6 +8,7 @@ Shapes: E episodes, T imagined frames of all places in a row.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 from wmpoe.data import episode
 from wmpoe.data import memory_maze
 from wmpoe.evaluation import film
+from wmpoe.networks import odometry as odometry_lib
 from wmpoe.networks import poses as poses_lib
 
 REVISIT_GAP = 50  # frames; longer than every context window
@@ -36,6 +38,8 @@ class Problem:
     revisited: [E T] frames whose cell and heading were seen in the history, long ago.
     unseen: [E T] frames whose cell and heading were never seen before their place.
     names: Of the episodes.
+    odometry: Poses [E L 3] from actions and frames, if there is an odometry; see `with_odometry`.
+    planned: Poses [E T 3] of the frames to imagine, from actions alone after each place.
   """
 
   pixels: episode.Observation
@@ -46,6 +50,8 @@ class Problem:
   revisited: np.ndarray
   unseen: np.ndarray
   names: tuple[str, ...]
+  odometry: np.ndarray | None = None
+  planned: np.ndarray | None = None
 
   @property
   def truth(self) -> np.ndarray:
@@ -53,9 +59,21 @@ class Problem:
     return np.concatenate(
         [self.pixels.frames[:, s:s + self.length] for s in self.starts], axis=1)
 
-  def part(self, which: episode.Observation, start: int, stop: int) -> episode.Observation:
-    """Frames [start, stop) of all episodes."""
-    return jax.tree.map(lambda x: x[:, start:stop], which)
+  def part(self, start: int, stop: int, *, poses: str = 'true') -> episode.Observation:
+    """Encoded frames [start, stop) of all episodes; poses are 'true' or those of the 'odometry'."""
+    seen = self.encoded
+    if poses == 'odometry':
+      seen = dataclasses.replace(seen, poses=self.odometry)
+    return jax.tree.map(lambda x: x[:, start:stop], seen)
+
+  def future(self, place: int, *, poses: str = 'true') -> episode.Observation:
+    """The frames to imagine from a place; with planned poses if the 'odometry' is asked for."""
+    start = self.starts[place]
+    out = self.part(start, start + self.length)
+    if poses == 'odometry':
+      there = slice(place * self.length, (place + 1) * self.length)
+      out = dataclasses.replace(out, poses=self.planned[:, there])
+    return out
 
 
 def problem(
@@ -110,6 +128,29 @@ def _seen(poses: np.ndarray, *, history: int, starts: Sequence[int], length: int
       revisited.append(alike[:max(0, min(history, t - REVISIT_GAP))].any())
       unseen.append(not alike.any())
   return np.array(revisited), np.array(unseen)
+
+
+def with_odometry(task: Problem, network: odometry_lib.Odometry, params: Any) -> Problem:
+  """The problem for those who have no poses: they are estimated, from the first frame on."""
+  actions = jnp.asarray(task.encoded.actions)
+  seen, planned = jax.jit(
+      lambda frames: network.apply({'params': params}, frames, actions, method='all'))(
+          jnp.asarray(task.encoded.frames))
+  poses = poses_lib.integrate(seen, jnp.zeros((len(task.names), 3)))
+  ahead = [poses_lib.integrate(planned[:, s:s + task.length], poses[:, s - 1]) for s in task.starts]
+  return dataclasses.replace(
+      task, odometry=np.asarray(poses), planned=np.asarray(jnp.concatenate(ahead, axis=1)))
+
+
+def drift(task: Problem, after: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+  """Mean error of the odometry after so many frames: in cells and in radians, [E len(after)]."""
+  position, heading = [], []
+  relative = lambda poses, count: memory_maze.relative_pose(poses[:, count:], poses[:, :-count])
+  for count in after:
+    true, found = (relative(poses, count) for poses in (task.pixels.poses, task.odometry))
+    position.append(np.linalg.norm((found - true)[..., :2], axis=-1).mean(axis=1))
+    heading.append(np.abs(memory_maze.wrap((found - true)[..., 2])).mean(axis=1))
+  return np.stack(position, axis=1), np.stack(heading, axis=1)
 
 
 def copies(task: Problem) -> dict[str, np.ndarray]:

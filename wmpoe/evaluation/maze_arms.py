@@ -57,9 +57,11 @@ def standard_arms(memories: Sequence[str]) -> dict[str, arms_lib.Arm]:
   return arms
 
 
-def baseline_arms(memories: Sequence[str]) -> dict[str, arms_lib.Arm]:
-  """The short-term network as the only model, and the product without contrasts."""
+def further_arms(memories: Sequence[str], *, odometry: bool) -> dict[str, arms_lib.Arm]:
+  """The spatial memory without true poses, the short-term network alone, the naive product."""
   arms = {}
+  if odometry and 'spatial' in memories:
+    arms['spatial_odometry'] = arms_lib.Arm(memories=('spatial',), poses='odometry')
   if 'short_term' in memories:
     arms['sliding'] = arms_lib.Arm(
         memories=('short_term',), with_base=False, rule='naive_product')
@@ -83,15 +85,15 @@ def imagine(
   composed, batch = arm.of(model), len(task.names)
   frames, spent = [], 0.0
   for index, start in enumerate(task.starts):
-    before = jax.tree.map(jnp.asarray, task.part(task.encoded, 0, start))
+    before = jax.tree.map(jnp.asarray, task.part(0, start, poses=arm.poses))
     state = composed.init(batch)
     now = dict(memories)
     if 'short_term' in now and arm.memory_of != 'other' and start > task.history:
       # The window moves on with the episode; what is written into the other memories stays.
       now['short_term'] = model.memories['short_term'].write(
-          now['short_term'], task.part(task.encoded, task.history, start), key)
+          now['short_term'], task.part(task.history, start, poses=arm.poses), key)
     state = world_model.WorldState(recent=state.recent.push(before), memories=now)
-    future = task.part(task.encoded, start, start + task.length)
+    future = task.future(index, poses=arm.poses)
     out, seconds = arms_lib.timed(
         _imagine, composed, state, future.actions, future.poses, jax.random.fold_in(key, index))
     frames.append(np.asarray(out))
@@ -124,7 +126,8 @@ def run(
     copies: bool = True,
 ) -> dict[str, Measured]:
   """Writes the histories and measures every arm for every seed, and the copies if asked to."""
-  history = jax.tree.map(jnp.asarray, task.part(task.encoded, 0, task.history))
+  history = jax.tree.map(jnp.asarray, task.part(0, task.history))
+  estimated = {m for arm in arms.values() if arm.poses == 'odometry' for m in arm.memories}
   copied = maze.copies(task) if copies else {}
   names, per_seed = [*arms, *copied], []
   cost: dict[str, list] = {name: [] for name in names}
@@ -134,10 +137,17 @@ def run(
     say = arms_lib.prefixed(progress, f'seed {seed}: ')
     own, mixed, wrote = arms_lib.write_own_and_shuffled(
         model, history, arms=list(arms.values()), seed=seed, say=say)
+    lost = own
+    if estimated:
+      lost, _ = arms_lib.write(
+          model.compose('base', *estimated),
+          jax.tree.map(jnp.asarray, task.part(0, task.history, poses='odometry')),
+          jax.random.fold_in(key, 0), arms_lib.prefixed(say, 'estimated poses, '))
     frames = {}
     for done, (name, arm) in enumerate(arms.items()):
+      source = lost if arm.poses == 'odometry' else own
       frames[name], read = imagine(
-          model, task, arm, arms_lib.memories_of(arm, own, mixed), jax.random.fold_in(key, 1))
+          model, task, arm, arms_lib.memories_of(arm, source, mixed), jax.random.fold_in(key, 1))
       cost[name].append((
           sum(wrote[m] for m in arm.memories) / task.history, read,
           sum(memory_bytes(own.memories[m]) for m in arm.memories)))
@@ -168,7 +178,8 @@ def memory_bytes(state: Any) -> float:
 def stages(model: world_model.WorldModel, arms: Mapping[str, arms_lib.Arm], seeds: int) -> int:
   """How many different things `run` reports to be doing."""
   shuffled = any(arm.memory_of == 'shuffled' for arm in arms.values())
-  return seeds * (1 + len(arms) + (1 + shuffled) * len(model.memories))
+  estimated = {m for arm in arms.values() if arm.poses == 'odometry' for m in arm.memories}
+  return seeds * (1 + len(arms) + (1 + shuffled) * len(model.memories) + len(estimated))
 
 
 def per_episode(measured: Measured, task: maze.Problem, *, split: bool

@@ -12,6 +12,7 @@ Every function takes a `Study` and returns what `results.make` takes and the fil
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ class Study:
     setting: The config's `protocol`: 'history', 'starts', 'chunks', and what a protocol names.
     seeds: Of writing and sampling.
     measures: By name.
+    odometry: Optional `(network, params)` for the arms without true poses.
     progress: Makes a progress display out of the number of stages.
   """
 
@@ -50,6 +52,7 @@ class Study:
   seeds: Sequence[int]
   measures: Mapping[str, maze_arms.Metric]
   progress: Callable[[int], Any]
+  odometry: tuple[Any, Any] | None = None
 
   @property
   def memories(self) -> tuple[str, ...]:
@@ -82,15 +85,19 @@ def revisit(study: Study) -> Outcome:
 
 
 def _arms_and_controls(study: Study, starts: Sequence[int], *, split: bool) -> Outcome:
-  task = study.problem(study.setting['history'], starts)
-  arms = maze_arms.standard_arms(study.memories) | maze_arms.baseline_arms(study.memories)
+  task, curves = study.problem(study.setting['history'], starts), []
+  if study.odometry is not None:
+    task = maze.with_odometry(task, *study.odometry)
+    curves = _drift(task)
+  arms = maze_arms.standard_arms(study.memories)
+  arms |= maze_arms.further_arms(study.memories, odometry=study.odometry is not None)
   controls = arms_lib.standard_controls(study.memories)
   measured = _run(study, study.model, task, {**arms, **controls}, copies=True)
   summary = _summaries(measured, task, split=split)
   frames = {'revisited_frames': task.revisited, 'unseen_frames': task.unseen}
   return {
       'arms': {k: v for k, v in summary.items() if k not in controls},
-      'controls': {k: v for k, v in summary.items() if k in controls},
+      'controls': {k: v for k, v in summary.items() if k in controls}, 'curves': curves,
       'about': {name: int(chosen.sum()) for name, chosen in frames.items()} if split else {},
   }, maze.strips(task, {name: m.frames for name, m in measured.items()})
 
@@ -200,7 +207,7 @@ def streaming(study: Study) -> Outcome:
         label = f'{name}_{appended}'
         frames[label] = _stream(
             arm.of(model), task, own=appended == 'imagined', key=jax.random.key(seed),
-            progress=arms_lib.prefixed(say, f'{label}, '))
+            progress=functools.partial(say, f'streaming {label}'))
     scores.append(maze_arms.score(
         np.stack(list(frames.values())), task.truth, study.measures, say))
     shown = shown or frames
@@ -233,26 +240,40 @@ _encode: Any = jax.jit(lambda model, seen: model.encode(seen))
 
 def _stream(
     model: world_model.WorldModel, task: maze.Problem, *, own: bool, key: jax.Array,
-    progress: arms_lib.Progress,
+    progress: Callable[[float], None],
 ) -> np.ndarray:
   """Imagines round after round; frames uint8 [E T H W 3]."""
-  seen = jax.tree.map(jnp.asarray, task.part(task.encoded, 0, task.starts[0]))
+  seen = jax.tree.map(jnp.asarray, task.part(0, task.starts[0]))
   state, frames = model.init(len(task.names)), []
-  for index, start in enumerate(task.starts):
+  for index in range(len(task.starts)):
     key_write, key_dream = jax.random.split(jax.random.fold_in(key, index))
     state = _write(model, state, seen, key_write)
-    seen = jax.tree.map(jnp.asarray, task.part(task.encoded, start, start + task.length))
+    seen = jax.tree.map(jnp.asarray, task.future(index))
     out = _dream(model, state, seen.actions, seen.poses, key_dream)
     if own:
       seen = _encode(model, dataclasses.replace(seen, frames=out))
     frames.append(np.asarray(out))
-    progress(f'round {index + 1}', (index + 1) / len(task.starts))
+    progress((index + 1) / len(task.starts))
   return np.concatenate(frames, axis=1)
 
 
 PROTOCOLS: dict[str, Callable[[Study], Outcome]] = {
     'table1': table1, 'revisit': revisit, 'contrast': contrast, 'context': context, 'rank': rank,
     'streaming': streaming}
+
+
+def _drift(task: maze.Problem) -> list[dict[str, Any]]:
+  """How far the odometry is off after so many frames."""
+  after = [n for n in (1, 2, 4, 8, 17, 33, 50, 75, 100) if n < task.odometry.shape[1]]
+  drawn = []
+  for unit, errors in zip(('cells', 'radians'), maze.drift(task, after), strict=True):
+    points = [results.bootstrap(column, seed=0) for column in errors.T]
+    drawn.append({
+        'title': f'Drift of the odometry, {unit}', 'xlabel': 'frames', 'ylabel': unit,
+        'series': {'odometry': {
+            'x': [float(n) for n in after],
+            **{k: [point[k] for point in points] for k in ('mean', 'low', 'high')}}}})
+  return drawn
 
 
 def _run(

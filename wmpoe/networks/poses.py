@@ -26,6 +26,20 @@ def relative(poses: chex.Array, anchor: chex.Array) -> jax.Array:
       jnp.arctan2(jnp.sin(turn), jnp.cos(turn))], axis=-1)
 
 
+def integrate(motions: chex.Array, start: chex.Array) -> jax.Array:
+  """Poses after each of the motions [... T 3] (ahead, left, turn) from `start` [... 3]: [... T 3].
+
+  The inverse of `relative` between neighbours; headings are not wrapped.
+  """
+  heading = start[..., None, 2] + jnp.cumsum(motions[..., 2], axis=-1)
+  before = heading - motions[..., 2]
+  cos, sin = jnp.cos(before), jnp.sin(before)
+  ahead, left = motions[..., 0], motions[..., 1]
+  x = start[..., None, 0] + jnp.cumsum(cos * ahead - sin * left, axis=-1)
+  y = start[..., None, 1] + jnp.cumsum(sin * ahead + cos * left, axis=-1)
+  return jnp.stack([x, y, heading], axis=-1)
+
+
 def features(relative_poses: chex.Array) -> jax.Array:
   """Smooth features of relative poses: [... 3] -> [... 16], continuous where the turn wraps."""
   ahead_left, turn = relative_poses[..., :2], relative_poses[..., 2:]

@@ -13,6 +13,7 @@ from wmpoe.experts import key_frames
 from wmpoe.experts import objective as objective_lib
 from wmpoe.experts import spatial
 from wmpoe.networks import autoencoder
+from wmpoe.networks import odometry
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,36 @@ class SpatialTask:
     return spatial.spatial_loss(
         self.model, params, _clip(batch), history, key, self.objective,
         empty_rate=self.empty_rate), {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OdometryTask:
+  """The odometry: how the camera moved between neighbouring frames of a clip.
+
+  Attributes:
+    network: Static.
+    frame_shape: (h, w, C) of the frames it sees.
+    action_dim: A.
+  """
+
+  network: odometry.Odometry
+  frame_shape: tuple[int, int, int]
+  action_dim: int
+
+  def init(self, key: chex.PRNGKey) -> Any:
+    """Fresh parameters."""
+    return self.network.init(
+        key, jnp.zeros((1, 2, *self.frame_shape)), jnp.zeros((1, 2, self.action_dim)),
+        method='all')['params']
+
+  def loss(
+      self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The squared error of a batch of clips."""
+    del key
+    return odometry.odometry_loss(
+        self.network, params, batch['frames'], batch['actions'], batch['poses'],
+        batch['valid']), {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
