@@ -40,9 +40,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.compose = zoo.MEMORY_MAZE
   # Frames remembered, and where each episode is continued: the first place alone for table1.
   config.protocol = dict(
-      history=200, starts=(200, 224, 248, 272), chunks=2, contexts=(50, 100, 150, 200, 250),
+      history=200, starts=(200, 240), chunks=2, contexts=(50, 100, 150, 200, 250),
       ranks=(8, 32, 64), rank_histories=(50, 150, 250), first=33, rounds=11, steps_per_round=25,
-      odometry='memory_maze_odometry')
+      alone=dict(short_term=1.0, long_term=1.0, spatial=1.75), odometry='memory_maze_odometry')
   if not variant:
     return config
   config.variant, config.expert = variant, variant.removeprefix('cpu_')
@@ -90,7 +90,7 @@ def _denoiser(config: ml_collections.ConfigDict) -> None:
   config.model = dict(
       latent=(16, 16, 4), width=192, depth=6, heads=4, patch=4, mlp_ratio=4, context=3, target=8,
       attention='prefix', window=0, full_every=0, pose_kind='vector', map_dim=64,
-      pose_code=dict(field=64, length=1.0, turns=3, seed=0), prediction='v', dtype='float32',
+      pose_code=dict(field=128, length=1.0, turns=3, seed=0), prediction='v', dtype='float32',
       remat=False, schedule=dict(name='cosine', shift=0.5, logsnr_min=-15.0, logsnr_max=15.0))
   config.objective = dict(
       regime='clean_context', weighting='v', null_rate=0.1, partial_rate=0.05, time_power=1.0)

@@ -59,7 +59,7 @@ def _train(wmpoe, variant, cache, *flags, model=MODEL):
                f'--workdir=runs/{variant}', f'--package={variant}.npz', *flags)
 
 
-def test_the_whole_way(wmpoe, source, cache, tmp_path):
+def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   card = packaged.card(tmp_path / 'autoencoder.npz')
   assert card['result']['validation_psnr'] > 0 and 'mse' not in card['result']
   found = latents.read(cache, encoder=card['sha256'])
@@ -98,8 +98,22 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path):
   arm = out['arms']['spatial']
   assert {'psnr', 'ssim', 'psnr_minus_base', 'write_ms_per_frame'} <= set(arm)
   assert arm['psnr']['n'] == 2 and 'psnr_minus_base' not in out['arms']['base']
-  assert out['meta']['config']['poses'] == 'true'
+  assert out['meta']['config']['poses'].startswith('true')
   assert (tmp_path / 'there' / 'revisit.html').stat().st_size > 10_000
+  assert out['curves'][0]['title'] == 'Drift of the odometry, cells'
+
+  experts = {'spatial': (lambda tree, card: (tree, card['config']))(
+      *zoo.load_expert('cpu_spatial.npz'))}
+  latent_space, _ = zoo.load_latent_space('autoencoder.npz')
+  tiny = zoo.build(
+      experts, {**zoo.MEMORY_MAZE, 'num_steps': 2, 'long_term': None}, latent_space)
+  monkeypatch.setattr(zoo, 'load', lambda name: tiny)
+  done = wmpoe('demo', config(), '--episodes=2', '--workdir=demo', '--config.protocol.history=8',
+               '--config.protocol.starts=(8,)', '--config.protocol.chunks=1')
+  assert done.code == 0, done.err
+  out = results.read(tmp_path / 'demo' / 'results.json')
+  assert out['arms']['spatial']['psnr']['n'] == 2 and 'copy_turned' in out['arms']
+  assert (tmp_path / 'demo' / 'episode.gif').read_bytes().startswith(b'GIF89a')
 
 
 def test_a_cache_of_another_autoencoder_is_refused(wmpoe, cache, tmp_path):

@@ -111,7 +111,8 @@ def _maze(
       starts=setting['starts'][:1], length=setting['chunks'] * model.chunk)
   _announce('Memory Maze', len(found), task.history, model)
   memories = tuple(model.memories)
-  arms = {k: v for k, v in maze_arms.standard_arms(memories).items() if '+' not in k}
+  arms = maze_arms.standard_arms(memories, setting['alone'])
+  arms = {name: arm for name, arm in arms.items() if '+' not in name}
   controls = arms_lib.standard_controls(memories)
   progress = common.Progress(maze_arms.stages(model, {**arms, **controls}, 1))
   measured = maze_arms.run(
@@ -119,13 +120,14 @@ def _maze(
       measures=maze_arms.measures(['psnr', 'ssim']), progress=progress)
   progress.done()
   summary = {
-      name: maze_arms.summarize(m, measured['base'], task, split=False)
+      name: maze_arms.summarize(m, measured['base'], task, split=True)
       for name, m in measured.items()}
   body = {
       'arms': {k: v for k, v in summary.items() if k not in controls},
       'controls': {k: v for k, v in summary.items() if k in controls}}
   frames = {name: m.frames for name, m in measured.items()}
-  return body, maze.strips(task, frames), maze.film_of(task, frames, 0)
+  most = int(task.revisited.sum(axis=1).argmax())
+  return body, maze.strips(task, frames), maze.film_of(task, frames, most)
 
 
 def _announce(world: str, episodes: int, frames: int, model: world_model.WorldModel) -> None:

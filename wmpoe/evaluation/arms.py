@@ -4,7 +4,7 @@ An arm is a choice of memories and of whose history is in them. Everything is me
 same base and the same episodes, so that arms can be compared pair by pair.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import time
@@ -40,7 +40,8 @@ class Arm:
     with_base: Whether the base takes part. One memory without it under the rule naive_product is
       that memory's own denoiser as the only model.
     rule: Another composition rule than the model's, by name.
-    weight: Another weight than the model's, of every memory and at every noise level.
+    weights: Other weights than the model's, by memory.
+    levelled: Whether weights depend on the noise level as the model says; else they do not.
   """
 
   memories: tuple[str, ...] = ()
@@ -49,15 +50,14 @@ class Arm:
   poses: str = 'true'
   with_base: bool = True
   rule: str | None = None
-  weight: float | None = None
+  weights: Mapping[str, float] | None = None
+  levelled: bool = True
 
   def of(self, model: world_model.WorldModel) -> world_model.WorldModel:
     """The model composed as this arm is."""
-    weighted = self.weight is not None
     return model.compose(
-        *('base',) * self.with_base, *self.memories, rule=self.rule,
-        weights=dict.fromkeys(self.memories, self.weight) if weighted else None,
-        levels={} if weighted else None)
+        *('base',) * self.with_base, *self.memories, rule=self.rule, weights=self.weights,
+        levels=None if self.levelled else {})
 
 
 def standard_controls(memories: Sequence[str]) -> dict[str, Arm]:

@@ -47,21 +47,31 @@ class Measured:
   memory_bytes: float = 0.0
 
 
-def standard_arms(memories: Sequence[str]) -> dict[str, arms_lib.Arm]:
-  """The base and every combination of the memories; that of all of them is called `all`."""
+def standard_arms(memories: Sequence[str], alone: Mapping[str, float] | None = None
+                  ) -> dict[str, arms_lib.Arm]:
+  """The base and every combination of the memories; that of all of them is called `all`.
+
+  Args:
+    memories: Their names.
+    alone: Optional weights of memories composed with the base alone, by name: what several know,
+      each may say more quietly.
+  """
   arms = {'base': arms_lib.Arm()}
   for count in range(1, len(memories) + 1):
     for chosen in itertools.combinations(memories, count):
       everything = count == len(memories) > 1
-      arms['all' if everything else '+'.join(chosen)] = arms_lib.Arm(memories=chosen)
+      weights = {m: alone[m] for m in chosen if alone and m in alone} if count == 1 else None
+      arms['all' if everything else '+'.join(chosen)] = arms_lib.Arm(
+          memories=chosen, weights=weights or None)
   return arms
 
 
-def further_arms(memories: Sequence[str], *, odometry: bool) -> dict[str, arms_lib.Arm]:
+def further_arms(standard: Mapping[str, arms_lib.Arm], memories: Sequence[str], *, odometry: bool
+                 ) -> dict[str, arms_lib.Arm]:
   """The spatial memory without true poses, the short-term network alone, the naive product."""
   arms = {}
   if odometry and 'spatial' in memories:
-    arms['spatial_odometry'] = arms_lib.Arm(memories=('spatial',), poses='odometry')
+    arms['spatial_odometry'] = dataclasses.replace(standard['spatial'], poses='odometry')
   if 'short_term' in memories:
     arms['sliding'] = arms_lib.Arm(
         memories=('short_term',), with_base=False, rule='naive_product')

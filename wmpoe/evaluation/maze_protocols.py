@@ -59,6 +59,10 @@ class Study:
     """Names of the model's memories."""
     return tuple(self.model.memories)
 
+  def arms(self) -> dict[str, arms_lib.Arm]:
+    """The base and every combination of the memories, at the weights of the setting."""
+    return maze_arms.standard_arms(self.memories, self.setting.get('alone'))
+
   def problem(self, history: int, starts: Sequence[int], *, first: int = 0) -> maze.Problem:
     """The problem on the episodes from frame `first` on."""
     episodes = [
@@ -89,8 +93,8 @@ def _arms_and_controls(study: Study, starts: Sequence[int], *, split: bool) -> O
   if study.odometry is not None:
     task = maze.with_odometry(task, *study.odometry)
     curves = _drift(task)
-  arms = maze_arms.standard_arms(study.memories)
-  arms |= maze_arms.further_arms(study.memories, odometry=study.odometry is not None)
+  arms = study.arms()
+  arms |= maze_arms.further_arms(arms, study.memories, odometry=study.odometry is not None)
   controls = arms_lib.standard_controls(study.memories)
   measured = _run(study, study.model, task, {**arms, **controls}, copies=True)
   summary = _summaries(measured, task, split=split)
@@ -115,10 +119,11 @@ def contrast(study: Study) -> Outcome:
   model = dataclasses.replace(
       study.model, memories={**study.model.memories, 'base_contrast': nulled})
   arms = {'base': arms_lib.Arm(), 'base_contrast': arms_lib.Arm(memories=('base_contrast',))}
-  for name, arm in maze_arms.standard_arms(study.memories).items():
+  for name, arm in study.arms().items():
     if arm.memories:
       arms[name] = arm
-      arms[f'{name}_off'] = dataclasses.replace(arm, rule='mean', weight=1.0)
+      arms[f'{name}_off'] = dataclasses.replace(
+          arm, rule='mean', weights=dict.fromkeys(arm.memories, 1.0), levelled=False)
   task = study.problem(study.setting['history'], study.setting['starts'][:1])
   measured = _run(study, model, task, arms)
   return {'arms': _summaries(measured, task, split=False), 'controls': {}}, []
@@ -127,7 +132,7 @@ def contrast(study: Study) -> Outcome:
 def context(study: Study) -> Outcome:
   """Histories of several lengths, all of which end right before the same frames."""
   lengths = sorted(study.setting['contexts'])
-  arms = {k: v for k, v in maze_arms.standard_arms(study.memories).items() if '+' not in k}
+  arms = {k: v for k, v in study.arms().items() if '+' not in k}
   summaries, series = {}, {}
   for length in lengths:
     task = study.problem(length, [length], first=lengths[-1] - length)
@@ -193,7 +198,7 @@ def streaming(study: Study) -> Outcome:
     model = dataclasses.replace(
         model, memories={**model.memories, 'long_term': dataclasses.replace(
             memory, writing=writing)})
-  standard = maze_arms.standard_arms(study.memories)
+  standard = study.arms()
   chosen = {name: arm for name, arm in standard.items()
             if len(arm.memories) < 2 or name in ('short_term+long_term', 'all')}
   progress = study.progress(len(study.seeds) * (2 * len(chosen) + 1))
