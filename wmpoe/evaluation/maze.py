@@ -50,8 +50,8 @@ class Problem:
   revisited: np.ndarray
   unseen: np.ndarray
   names: tuple[str, ...]
-  odometry: np.ndarray | None = None
-  planned: np.ndarray | None = None
+  odometry: Any = None
+  planned: Any = None
 
   @property
   def truth(self) -> np.ndarray:
@@ -180,7 +180,7 @@ def copies(task: Problem) -> dict[str, np.ndarray]:
 def _turned(frames: jax.Array, turn: jax.Array) -> jax.Array:
   """Frames [E T H W 3] of a camera that stood turned by `turn` [E T], as seen without that turn."""
   where, _ = poses_lib.turn_grid(
-      -turn, frames.shape[2:4], half_view=_HALF_VIEW,
+      -turn, (frames.shape[2], frames.shape[3]), half_view=_HALF_VIEW,
       pitch=memory_maze.CAMERA_PITCH)
   flat = lambda x: x.reshape(-1, *x.shape[2:])
   found = poses_lib.sample_grid(flat(frames).astype(jnp.float32), flat(where))

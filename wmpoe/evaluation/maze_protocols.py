@@ -75,6 +75,7 @@ class Study:
 
 
 Body = dict[str, Any]
+Summaries = dict[str, dict[str, Any]]
 Outcome = tuple[Body, list[film.Strip]]
 
 
@@ -133,7 +134,8 @@ def context(study: Study) -> Outcome:
   """Histories of several lengths, all of which end right before the same frames."""
   lengths = sorted(study.setting['contexts'])
   arms = {k: v for k, v in study.arms().items() if '+' not in k}
-  summaries, series = {}, {}
+  summaries: Summaries = {}
+  series: dict[str, list] = {}
   for length in lengths:
     task = study.problem(length, [length], first=lengths[-1] - length)
     summary = _summaries(
@@ -156,8 +158,10 @@ def rank(study: Study) -> Outcome:
   memory = study.model.memories.get('long_term')
   if memory is None:
     raise ValueError('The protocol rank needs a long-term memory; this model has none.')
-  lengths, summaries = sorted(study.setting['rank_histories']), {}
-  last, series = max(lengths), {}
+  lengths = sorted(study.setting['rank_histories'])
+  summaries: Summaries = {}
+  series: dict[str, list] = {}
+  last = max(lengths)
   for value in study.setting['ranks']:
     # The scale alpha / rank stays: what changes is how much fits in.
     spec = dataclasses.replace(
@@ -202,7 +206,7 @@ def streaming(study: Study) -> Outcome:
   chosen = {name: arm for name, arm in standard.items()
             if len(arm.memories) < 2 or name in ('short_term+long_term', 'all')}
   progress = study.progress(len(study.seeds) * (2 * len(chosen) + 1))
-  shown: dict[str, list] = {}
+  shown: dict[str, np.ndarray] = {}
   scores: list[dict[str, np.ndarray]] = []
   for seed in study.seeds:
     say = arms_lib.prefixed(progress, f'seed {seed}: ')
@@ -294,14 +298,14 @@ def _run(
 
 
 def _summaries(measured: Mapping[str, maze_arms.Measured], task: maze.Problem, *, split: bool
-               ) -> dict[str, dict[str, Any]]:
+               ) -> Summaries:
   return {
       name: maze_arms.summarize(m, measured['base'], task, split=split)
       for name, m in measured.items()}
 
 
 def _curves(
-    study: Study, series: Mapping[str, list[Mapping[str, Any]]], x: Sequence[int], xlabel: str
+    study: Study, series: Mapping[str, Sequence[Mapping[str, Any]]], x: Sequence[int], xlabel: str
 ) -> list[dict[str, Any]]:
   """One curve per metric out of `{NAME: [metrics at each x]}`."""
   return [{
