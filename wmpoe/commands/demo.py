@@ -73,8 +73,9 @@ def run(flags: absl_flags.FlagValues) -> None:
     wrote.append(film.write_gif(folder / 'episode.gif', best, fps=4))
   print(report.terminal_table(out))
   print('\nwrote ' + ', '.join(str(p) for p in wrote))
+  world = '' if flags.config is None else f' --config=configs/{name}.py'
   print(f'look at it:  open {page}\n'
-        'try next:    python -m wmpoe demo --experts=base,spatial\n'
+        f'try next:    python -m wmpoe demo{world} --experts=base,spatial\n'
         '             python -m wmpoe info composition\n'
         f'             python -m wmpoe train --config=configs/{name}.py:'
         f'{"cpu_spatial" if name == "memory_maze" else "base"} --workdir=runs/mine')
