@@ -24,10 +24,10 @@ from wmpoe.commands import common
 from wmpoe.commands import runs
 from wmpoe.data import bundled
 from wmpoe.data import cards
-from wmpoe.evaluation import arms as arms_lib
 from wmpoe.evaluation import film
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
+from wmpoe.evaluation import maze_protocols
 from wmpoe.evaluation import recall
 from wmpoe.evaluation import report
 from wmpoe.evaluation import results
@@ -107,26 +107,14 @@ def _maze(
   setting = description['protocol']
   found = bundled.episodes('memory_maze')[:flags.episodes]
   encode = jax.jit(model.latents.encode)
-  task = maze.problem(
-      found, [runs.in_pieces(encode, item.frames) for item in found], history=setting['history'],
-      starts=setting['starts'][:1], length=setting['chunks'] * model.chunk)
+  study = maze_protocols.Study(
+      model=model, episodes=found, latents=[runs.in_pieces(encode, item.frames) for item in found],
+      setting=setting, seeds=[flags.seed], measures=maze_arms.measures(['psnr', 'ssim']),
+      progress=common.Progress)
+  task = study.problem(setting['history'], setting['starts'][:1])
   _announce('Memory Maze', len(found), task.history, model)
-  memories = tuple(model.memories)
-  arms = maze_arms.standard_arms(memories, setting['alone'])
-  arms = {name: arm for name, arm in arms.items() if '+' not in name}
-  controls = arms_lib.standard_controls(memories)
-  progress = common.Progress(maze_arms.stages(model, {**arms, **controls}, 1))
-  measured = maze_arms.run(
-      model, task, arms={**arms, **controls}, seeds=[flags.seed],
-      measures=maze_arms.measures(['psnr', 'ssim']), progress=progress)
-  progress.done()
-  summary = {
-      name: maze_arms.summarize(m, measured['base'], task, split=True)
-      for name, m in measured.items()}
-  body = {
-      'arms': {k: v for k, v in summary.items() if k not in controls},
-      'controls': {k: v for k, v in summary.items() if k in controls}}
-  frames = {name: m.frames for name, m in measured.items()}
+  arms = {name: arm for name, arm in study.arms().items() if '+' not in name}
+  body, frames = maze_protocols.with_controls(study, task, arms, split=True)
   most = int(task.revisited.sum(axis=1).argmax())
   return body, maze.strips(task, frames), maze.film_of(task, frames, most)
 

@@ -137,7 +137,7 @@ def run(
 ) -> dict[str, Measured]:
   """Writes the histories and measures every arm for every seed, and the copies if asked to."""
   history = jax.tree.map(jnp.asarray, task.part(0, task.history))
-  estimated = {m for arm in arms.values() if arm.poses == 'odometry' for m in arm.memories}
+  estimated = _estimated(arms)
   copied = maze.copies(task) if copies else {}
   names, per_seed = [*arms, *copied], []
   cost: dict[str, list] = {name: [] for name in names}
@@ -188,8 +188,12 @@ def memory_bytes(state: Any) -> float:
 def stages(model: world_model.WorldModel, arms: Mapping[str, arms_lib.Arm], seeds: int) -> int:
   """How many different things `run` reports to be doing."""
   shuffled = any(arm.memory_of == 'shuffled' for arm in arms.values())
-  estimated = {m for arm in arms.values() if arm.poses == 'odometry' for m in arm.memories}
-  return seeds * (1 + len(arms) + (1 + shuffled) * len(model.memories) + len(estimated))
+  return seeds * (1 + len(arms) + (1 + shuffled) * len(model.memories) + len(_estimated(arms)))
+
+
+def _estimated(arms: Mapping[str, arms_lib.Arm]) -> set[str]:
+  """The memories that have to be written with estimated poses, too."""
+  return {m for arm in arms.values() if arm.poses == 'odometry' for m in arm.memories}
 
 
 def per_episode(measured: Measured, task: maze.Problem, *, split: bool

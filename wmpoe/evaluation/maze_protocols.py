@@ -96,15 +96,25 @@ def _arms_and_controls(study: Study, starts: Sequence[int], *, split: bool) -> O
     curves = _drift(task)
   arms = study.arms()
   arms |= maze_arms.further_arms(arms, study.memories, odometry=study.odometry is not None)
+  body, frames = with_controls(study, task, arms, split=split)
+  counts = {'revisited_frames': task.revisited, 'unseen_frames': task.unseen}
+  return {
+      **body, 'curves': curves,
+      'about': {name: int(chosen.sum()) for name, chosen in counts.items()} if split else {},
+  }, maze.strips(task, frames)
+
+
+def with_controls(
+    study: Study, task: maze.Problem, arms: Mapping[str, arms_lib.Arm], *, split: bool
+) -> tuple[Body, dict[str, np.ndarray]]:
+  """Arms, copies and controls: their metrics, and the frames [E T H W 3] each of them showed."""
   controls = arms_lib.standard_controls(study.memories)
   measured = _run(study, study.model, task, {**arms, **controls}, copies=True)
   summary = _summaries(measured, task, split=split)
-  frames = {'revisited_frames': task.revisited, 'unseen_frames': task.unseen}
   return {
       'arms': {k: v for k, v in summary.items() if k not in controls},
-      'controls': {k: v for k, v in summary.items() if k in controls}, 'curves': curves,
-      'about': {name: int(chosen.sum()) for name, chosen in frames.items()} if split else {},
-  }, maze.strips(task, {name: m.frames for name, m in measured.items()})
+      'controls': {k: v for k, v in summary.items() if k in controls},
+  }, {name: m.frames for name, m in measured.items()}
 
 
 def contrast(study: Study) -> Outcome:
