@@ -75,14 +75,14 @@ def _autoencoder(config: ml_collections.ConfigDict) -> None:
 
 
 def _odometry(config: ml_collections.ConfigDict) -> None:
-  """Motion between frames, from actions and latents: for those who have no poses."""
+  """Motion between frames, and between pictures of one place: for those who have no poses."""
   config.latent = (16, 16, 4)
   config.odometry = dict(actions=3, width=32)
   config.data = dict(
-      seed=2, folder='data/latents/training', validation='data/latents/validation', history=0,
-      gap=0, context=2, target=8)
+      seed=2, folder='data/latents/training', validation='data/latents/validation', history=200,
+      gap=8, context=2, target=8)
   config.train.update(
-      steps=3000, batch_size=16, learning_rate=2e-3, ema_decay=0.99, checkpoint_every=1000, seed=2)
+      steps=8000, batch_size=16, learning_rate=2e-3, ema_decay=0.99, checkpoint_every=1000, seed=2)
 
 
 def _denoiser(config: ml_collections.ConfigDict) -> None:

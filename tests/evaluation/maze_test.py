@@ -37,6 +37,17 @@ def test_seen_long_ago_and_never_by_hand(task):
   assert task.encoded.frames.shape == (2, 12, 4, 4, 1)
 
 
+def test_in_the_window_is_what_the_short_term_expert_has_seen_and_the_base_has_not():
+  poses = [(0.5, 0.5, 0.0)] * 4 + [(1.5, 0.5, 0.0)] * 2 + [(2.5, 0.5, 0.0)] * 2 + [
+      (0.5, 0.5, 0.0), (1.5, 0.5, 0.0), (2.5, 0.5, 0.0), (9.5, 0.5, 0.0)]
+  made = lambda window: maze.problem(
+      [make(poses)], [make(poses).frames], history=8, starts=(8,), length=4,
+      windows=(2, window)).in_window[0].tolist()
+  assert made(8) == [True, True, False, False], 'the last two frames are in both contexts'
+  assert made(4) == [False, True, False, False], 'the first place is out of the window'
+  assert made(2) == [False] * 4
+
+
 def test_what_was_seen_a_moment_ago_is_neither():
   poses = [(0.5, 0.5, 0.0)] * 12
   made = maze.problem([make(poses)], [make(poses).frames], history=8, starts=(8,), length=4)

@@ -17,6 +17,7 @@ import numpy as np
 from wmpoe.data import episode
 from wmpoe.data import memory_maze
 from wmpoe.evaluation import film
+from wmpoe.networks import localization
 from wmpoe.networks import odometry as odometry_lib
 from wmpoe.networks import poses as poses_lib
 
@@ -37,6 +38,8 @@ class Problem:
     length: Frames to imagine from each place.
     revisited: [E T] frames whose cell and heading were seen in the history, long ago.
     unseen: [E T] frames whose cell and heading were never seen before their place.
+    in_window: [E T] frames whose cell and heading were seen in the last frames before their place,
+      but not by the base: what a short-term memory is for.
     names: Of the episodes.
     odometry: Poses [E L 3] from actions and frames, if there is an odometry; see `with_odometry`.
     planned: Poses [E T 3] of the frames to imagine, from actions alone after each place.
@@ -49,6 +52,7 @@ class Problem:
   length: int
   revisited: np.ndarray
   unseen: np.ndarray
+  in_window: np.ndarray
   names: tuple[str, ...]
   odometry: Any = None
   planned: Any = None
@@ -83,6 +87,7 @@ def problem(
     history: int,
     starts: Sequence[int],
     length: int,
+    windows: tuple[int, int] = (3, 33),
 ) -> Problem:
   """The problem on given episodes.
 
@@ -92,6 +97,7 @@ def problem(
     history: H.
     starts: Places, none before H.
     length: Frames to imagine at each.
+    windows: Context frames of the base and of the short-term expert.
 
   Raises:
     ValueError: if a place lies before the end of the history or an episode is too short.
@@ -107,36 +113,51 @@ def problem(
         'starts or length, or collect longer ones.')
   pixels = episode.stack(episodes, stop=end)
   encoded = np.stack([item[:end] for item in latents])
-  seen = [_seen(item.poses, history=history, starts=starts, length=length) for item in episodes]
+  revisited, unseen, in_window = (np.stack(masks) for masks in zip(*(
+      _seen(item.poses, history=history, starts=starts, length=length, windows=windows)
+      for item in episodes), strict=True))
   return Problem(
       pixels=pixels,
       encoded=episode.Observation(frames=encoded, actions=pixels.actions, poses=pixels.poses),
       history=history, starts=tuple(starts), length=length,
-      revisited=np.stack([r for r, _ in seen]), unseen=np.stack([u for _, u in seen]),
+      revisited=revisited, unseen=unseen, in_window=in_window,
       names=tuple(str(item.meta.get('name', i)) for i, item in enumerate(episodes)))
 
 
-def _seen(poses: np.ndarray, *, history: int, starts: Sequence[int], length: int
-          ) -> tuple[np.ndarray, np.ndarray]:
-  """Which of the frames to imagine were seen long ago, and which never: bool [T] each."""
-  cell = memory_maze.cells(poses)
-  revisited, unseen = [], []
+def _seen(
+    poses: np.ndarray, *, history: int, starts: Sequence[int], length: int,
+    windows: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Which of the frames to imagine were seen long ago, never, or in the window: bool [T] each."""
+  cell, (base, window) = memory_maze.cells(poses), windows
+  revisited, unseen, in_window = [], [], []
   for start in starts:
     for t in range(start, start + length):
       alike = (cell[:start] == cell[t]).all(axis=1) & (
           np.abs(memory_maze.wrap(poses[:start, 2] - poses[t, 2])) <= ANGLE)
       revisited.append(alike[:max(0, min(history, t - REVISIT_GAP))].any())
       unseen.append(not alike.any())
-  return np.array(revisited), np.array(unseen)
+      in_window.append(
+          alike[max(0, start - window):start - base].any() and not alike[start - base:].any())
+  return np.array(revisited), np.array(unseen), np.array(in_window)
 
 
 def with_odometry(task: Problem, network: odometry_lib.Odometry, params: Any) -> Problem:
-  """The problem for those who have no poses: they are estimated, from the first frame on."""
-  actions = jnp.asarray(task.encoded.actions)
-  seen, planned = jax.jit(
-      lambda frames: network.apply({'params': params}, frames, actions, method='all'))(
-          jnp.asarray(task.encoded.frames))
-  poses = poses_lib.integrate(seen, jnp.zeros((len(task.names), 3)))
+  """The problem for those who have no poses: they are estimated, from the first frame on.
+
+  No estimate uses what comes after it: the history is located first, then the frames up to each
+  place, and what was found before stays as it is.
+  """
+  locate = jax.jit(lambda seen, poses, known, length: jax.lax.map(
+      lambda one: localization.locate(
+          network, params, one[0].frames, one[0].actions, poses=one[1], known=known,
+          length=length), (seen, poses)))
+  seen = jax.tree.map(jnp.asarray, task.encoded)
+  poses, known = jnp.zeros(task.encoded.poses.shape), 0
+  for length in sorted({task.history, *task.starts, poses.shape[1]}):
+    poses, known = locate(seen, poses, known, length), length
+  planned = jax.jit(lambda actions: network.apply({'params': params}, actions, method='planned'))(
+      seen.actions)
   ahead = [poses_lib.integrate(planned[:, s:s + task.length], poses[:, s - 1]) for s in task.starts]
   return dataclasses.replace(
       task, odometry=np.asarray(poses), planned=np.asarray(jnp.concatenate(ahead, axis=1)))

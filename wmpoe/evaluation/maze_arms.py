@@ -203,11 +203,12 @@ def per_episode(measured: Measured, task: maze.Problem, *, split: bool
   Args:
     measured: An arm.
     task: The problem.
-    split: Whether to give each metric for the revisited and the unseen frames as well.
+    split: Whether to give each metric for the revisited, unseen and in-window frames as well.
   """
   groups = {'': np.ones_like(task.revisited)}
   if split:
-    groups |= {'_revisited': task.revisited, '_unseen': task.unseen}
+    groups |= {
+        '_revisited': task.revisited, '_unseen': task.unseen, '_in_window': task.in_window}
   values, weights = {}, {}
   for suffix, chosen in groups.items():
     counts = chosen.sum(axis=1)

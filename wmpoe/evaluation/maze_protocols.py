@@ -63,6 +63,13 @@ class Study:
     """The base and every combination of the memories, at the weights of the setting."""
     return maze_arms.standard_arms(self.memories, self.setting.get('alone'))
 
+  @property
+  def _windows(self) -> tuple[int, int]:
+    """Context frames of the base and of the short-term expert."""
+    base = self.model.base.model.context
+    short = self.model.memories.get('short_term')
+    return base, base if short is None else short.model.context
+
   def problem(self, history: int, starts: Sequence[int], *, first: int = 0) -> maze.Problem:
     """The problem on the episodes from frame `first` on."""
     episodes = [
@@ -71,7 +78,7 @@ class Study:
             poses=item.poses[first:]) for item in self.episodes] if first else self.episodes
     return maze.problem(
         episodes, [item[first:] for item in self.latents], history=history, starts=starts,
-        length=self.setting['chunks'] * self.model.chunk)
+        length=self.setting['chunks'] * self.model.chunk, windows=self._windows)
 
 
 Body = dict[str, Any]
@@ -97,7 +104,9 @@ def _arms_and_controls(study: Study, starts: Sequence[int], *, split: bool) -> O
   arms = study.arms()
   arms |= maze_arms.further_arms(arms, study.memories, odometry=study.odometry is not None)
   body, frames = with_controls(study, task, arms, split=split)
-  counts = {'revisited_frames': task.revisited, 'unseen_frames': task.unseen}
+  counts = {
+      'revisited_frames': task.revisited, 'unseen_frames': task.unseen,
+      'in_window_frames': task.in_window}
   return {
       **body, 'curves': curves,
       'about': {name: int(chosen.sum()) for name, chosen in counts.items()} if split else {},

@@ -36,6 +36,7 @@ KNOWN = {
 SUFFIXES = {
   '_revisited': ', revisited',
   '_unseen': ', unseen',
+  '_in_window': ', in window',
   '_minus_base': ', minus base',
   '_cut': ', cut against base',
 }

@@ -100,7 +100,7 @@ class SpatialTask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OdometryTask:
-  """The odometry: how the camera moved between neighbouring frames of a clip.
+  """The odometry: how the camera moved between frames of a clip, and to frames of its history.
 
   Attributes:
     network: Static.
@@ -121,11 +121,13 @@ class OdometryTask:
   def loss(
       self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The squared error of a batch of clips."""
-    del key
-    return odometry.odometry_loss(
-        self.network, params, batch['frames'], batch['actions'], batch['poses'],
-        batch['valid']), {}
+    """The error of the motions of a batch of `RandomClip(history=...)`, and of its matches."""
+    motion = odometry.odometry_loss(
+        self.network, params, batch['frames'], batch['actions'], batch['poses'], batch['valid'])
+    history = tuple(batch[f'history_{name}'] for name in ('frames', 'poses', 'valid'))
+    match = odometry.match_loss(
+        self.network, params, batch['frames'], batch['poses'], batch['valid'], history, key)
+    return motion + match, {'motion': motion, 'match': match}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
