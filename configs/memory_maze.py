@@ -1,4 +1,4 @@
-r"""Memory Maze (arXiv 2210.13383): one run card per network, at a laptop's and at the paper's scale.
+r"""Memory Maze (arXiv 2210.13383): run cards at a laptop's and at the paper's scale.
 
   python -m wmpoe collect --config=configs/memory_maze.py --episodes=48 --workdir=data/maze/test
   python -m wmpoe train  --config=configs/memory_maze.py:autoencoder \
@@ -31,7 +31,7 @@ from wmpoe.networks import lora
 # What each denoiser's network has of its own. The baselines see 200 frames in every block.
 _MODELS = {
     'cpu_base': dict(map_dim=0),
-    'cpu_spatial': dict(),
+    'cpu_spatial': {},
     # The paper's window; every second layer sees all of it, the others only nearby frames.
     'cpu_short_term': dict(context=33, window=10, full_every=2, map_dim=0),
     'cpu_full': dict(context=200, map_dim=0),

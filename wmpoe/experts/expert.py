@@ -297,7 +297,7 @@ def bind(
   past: dit.Cache | Context = Context(
       frames=frames, logsnr=level, actions=context.actions, poses=past_poses,
       cells=context_cells)
-  if model.network.pattern.caches_context:
+  if model.network.caches_context:
     past = per_episode(prefill, lora)(
         frames, level, context.actions, past_poses, context_cells)
   return NetworkDenoiser(

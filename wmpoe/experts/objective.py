@@ -115,7 +115,7 @@ def clip_loss(
   frames, level = noise_levels.null_context(key_null, frames, keep, model.schedule)
   logsnr = model.schedule(noise_levels.shared_times(
       key_time, batch, length - context, power=objective.time_power))
-  if model.network.pattern.caches_context:
+  if model.network.caches_context:
     past = apply(variables, frames, level, past_actions, past_poses, past_cells, method='prefill')
     predict = lambda x_t, logsnr: apply(
         variables, x_t, logsnr, actions, poses, past=past, cells=cells)
