@@ -65,7 +65,13 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.protocol = dict(
       history=200, starts=(200, 240), chunks=2, contexts=(50, 100, 150, 200, 250),
       ranks=(8, 32, 64), rank_histories=(50, 150, 250), first=33, rounds=11, steps_per_round=25,
-      alone=dict(short_term=1.0, long_term=1.0, spatial=1.75), odometry='memory_maze_odometry')
+      alone=dict(short_term=1.0, long_term=1.0, spatial=1.75), odometry='memory_maze_odometry',
+      # Files of models by themselves; '' for the packaged one, and for none if none is packaged.
+      baselines=dict(full='', ssm='', forcing=''),
+      # Vanilla: the whole window. Temporal: that and its newest frames. (begin, end) before now.
+      guidance=dict(
+          history_guidance_v=dict(windows=((33, 0),), strengths=(1.5,)),
+          history_guidance_t=dict(windows=((33, 0), (8, 0)), strengths=(1.0, 0.5))))
   if not variant:
     return config
   config.variant = variant
@@ -141,17 +147,21 @@ def _denoiser(config: ml_collections.ConfigDict) -> None:
   config.train.update(
       steps=700, batch_size=8, learning_rate=4e-4, ema_decay=0.99, checkpoint_every=200, seed=1)
   if config.expert == 'ssm':
-    config.model.update(state=16, expand=1)
+    config.model.update(state=8, expand=1)
   if config.expert == 'forcing':
     config.objective.regime = 'diffusion_forcing'
+  elif config.expert in ('full', 'ssm'):  # what is costly is their context
+    config.objective.draws = 4
 
 
 def _paper_scale(config: ml_collections.ConfigDict) -> None:
   """17 frames a chunk, DDIM of 50 steps, LoRA on all layers; batches for a slice of 32 chips."""
   config.model.update(depth=12, heads=8, target=17, dtype='bfloat16', remat=True)
   config.model.schedule.shift = 0.125
+  if config.expert == 'ssm':
+    config.model.state = 16
   config.model.pose_code.field = 0
-  config.objective.weighting = 'sigmoid'
+  config.objective.update(weighting='sigmoid', draws=1)
   config.init_from = ''
   config.train.update(
       steps=150_000, batch_size=256, learning_rate=1e-4, warmup_steps=5_000, ema_decay=0.9999,
