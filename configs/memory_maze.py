@@ -18,9 +18,10 @@ second step.
 
 Names that begin with cpu_ are trained on two cores: cpu_spatial is packaged and is the base, too;
 cpu_full, cpu_ssm and cpu_forcing are the baselines full attention, state space and History
-Guidance. base, short_term, spatial, full and ssm have the sizes of the paper (arXiv 2605.18813,
-section 5; ours share one modulation over all blocks, which saves a third of the parameters),
-base_1b a billion parameters, for pods. Nothing has been trained at those scales yet.
+Guidance, cpu_absolute the paper's spatial expert, which is told absolute poses and no more. base,
+short_term, spatial, absolute, full and ssm have the sizes of the paper (arXiv 2605.18813; ours
+share one modulation over all blocks, which saves a third of the parameters), base_1b a billion
+parameters, for pods. Nothing has been trained at those scales yet.
 """
 
 import ml_collections
@@ -37,12 +38,14 @@ _MODELS = {
     'cpu_full': dict(context=200, map_dim=0),
     'cpu_ssm': dict(network='ssm', context=200, map_dim=0),
     'cpu_forcing': dict(context=33, map_dim=0),
+    'cpu_absolute': dict(map_dim=0, pose_code=dict(name='absolute', scale=9.0)),
     'base': dict(width=512, patch=2, context=3, map_dim=0),
     'base_1b': dict(width=2048, depth=20, heads=16, patch=2, context=3, map_dim=0),
     'short_term': dict(width=384, context=33, window=10, full_every=4, map_dim=0),
     'spatial': dict(width=512),
     'full': dict(width=512, context=200, map_dim=0),
     'ssm': dict(network='ssm', width=512, context=200, map_dim=0),
+    'absolute': dict(width=512, map_dim=0, pose_code=dict(name='absolute', scale=9.0)),
 }
 VARIANTS = ('', 'autoencoder', 'odometry', *_MODELS)
 
@@ -67,11 +70,15 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       ranks=(8, 32, 64), rank_histories=(50, 150, 250), first=33, rounds=11, steps_per_round=25,
       alone=dict(short_term=1.0, long_term=1.0, spatial=1.75), odometry='memory_maze_odometry',
       # Files of models by themselves; '' for the packaged one, and for none if none is packaged.
-      baselines=dict(full='', ssm='', forcing=''),
+      baselines=dict(full='', ssm='', forcing='', absolute=''),
       # Vanilla: the whole window. Temporal: that and its newest frames. (begin, end) before now.
       guidance=dict(
           history_guidance_v=dict(windows=((33, 0),), strengths=(1.5,)),
-          history_guidance_t=dict(windows=((33, 0), (8, 0)), strengths=(1.0, 0.5))))
+          history_guidance_t=dict(windows=((33, 0), (8, 0)), strengths=(1.0, 0.5))),
+      # The paper's spatial memory: absolute poses, and the episode in LoRA on all layers.
+      absolute=dict(
+          zoo.MEMORY_MAZE['long_term'], baseline='own',
+          lora=dict(rank=16, alpha=16.0, targets=lora.TARGETS, table_scale=30.0)))
   if not variant:
     return config
   config.variant = variant
@@ -87,7 +94,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     _denoiser(config)
     if not variant.startswith('cpu_'):
       _paper_scale(config)
-    config.model.update(_MODELS[variant])
+    own = dict(_MODELS[variant])
+    config.model.pose_code = own.pop('pose_code', config.model.pose_code)
+    config.model.update(own)
   return config
 
 
@@ -175,3 +184,4 @@ def _paper_scale(config: ml_collections.ConfigDict) -> None:
   writing.update(steps=500, target=17)
   writing.objective.update(
       weighting='sigmoid', null_rate=0.0, time_power=1.0)
+  config.protocol.absolute = {**compose.long_term.to_dict(), 'baseline': 'own'}

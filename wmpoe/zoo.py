@@ -41,7 +41,7 @@ from wmpoe.networks import view_reader
 
 EXPERTS = ('base', 'short_term', 'long_term', 'spatial')
 TRAINED = ('base', 'short_term', 'spatial')  # the long-term memory is the base, written
-BASELINES = ('full', 'ssm', 'forcing')  # trained alike, models by themselves
+BASELINES = ('full', 'ssm', 'forcing', 'absolute')  # trained alike, to compare with
 
 Description = Mapping[str, Any]
 
@@ -56,6 +56,7 @@ _SAMPLERS = {
     'heun': samplers.Heun,
     'dpm_solver_2m': samplers.DPMSolver2M,
 }
+_POSE_CODES = {'relative': poses.RelativePose, 'absolute': poses.AbsolutePose}
 _OPTIMIZERS = {'adam': optax.adam, 'adamw': optax.adamw, 'sgd': optax.sgd, 'lion': optax.lion}
 
 
@@ -116,7 +117,8 @@ def model(description: Description) -> expert.Model:
   m = description['model']
   env = environment(description['env'])
   in_latents = isinstance(env, maze_config.MazeConfig)
-  pose_code = poses.RelativePose(**m['pose_code']) if m.get('pose_code') else None
+  coding = {'name': 'relative', **(m.get('pose_code') or {})}
+  pose_code = _named('pose code', _POSE_CODES, coding) if m.get('pose_code') else None
   recurrent = m.get('network') == 'ssm'
   build_network = functools.partial(
       ssm.SSM, state=m['state'], expand=m['expand']) if recurrent else dit.DiT
@@ -263,8 +265,7 @@ def build(
       given.
     compose: 'rule', 'weights' (by name), 'sampler', 'num_steps', optionally 'levels' (by name, the
       'low' and 'high' log-SNR between which an expert has its weight), 'baselines' (by name: 'base'
-      instead of an expert's own) and 'long_term', the description of
-      the long-term memory of the base, or None for none.
+      instead of an expert's own) and 'long_term', the base's long-term memory, or None for none.
     latents: The latent space the experts work in, if they do.
 
   Raises:

@@ -158,10 +158,10 @@ def _maze(
   if protocol in ('table1', 'revisit'):
     _, card = zoo.load_latent_space(description['autoencoder'])
     baselines, facts['training'], facts['left_out'] = maze_baselines.load(
-        setting['baselines'], description['env'], setting['guidance'], card['sha256'])
+        setting, description['env'], card['sha256'])
     if facts['left_out']:
-      print(f'left out, as there are no weights: {", ".join(facts["left_out"])}. Give them with '
-            '--config.protocol.baselines.NAME=FILE.npz; python -m wmpoe train makes them.',
+      print(f'left out, as there are no weights that fit: {", ".join(facts["left_out"])}. Give '
+            'them with --config.protocol.baselines.NAME=FILE.npz; python -m wmpoe train makes them.',
             file=sys.stderr)
   body, strips = maze_protocols.PROTOCOLS[protocol](maze_protocols.Study(
       model=model, episodes=episodes,

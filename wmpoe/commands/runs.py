@@ -55,6 +55,8 @@ def make_task(description: Mapping[str, Any]) -> Any:
       own = jax.eval_shape(
           lambda key: zoo.model(description).init(key, **dims), jax.random.key(0))
       initial = {name: leaf for name, leaf in initial.items() if name in own}
+    if kind == 'absolute':
+      del initial['frame_condition']  # it reads poses of another kind
   objective = zoo.objective(description)
   if kind in ('base', 'short_term', *zoo.BASELINES):
     return tasks.DenoisingTask(

@@ -53,7 +53,11 @@ def _evaluator(task: Any, description: dict[str, Any]) -> Any:
 
 
 def _flops(task: Any, params: Any, batches: Any) -> float:
-  """Floating-point operations of a step's loss and gradient, as XLA counts them."""
+  """Floating-point operations of a step's loss and gradient, as XLA counts them.
+
+  It counts a loop's body once: of a state-space model's recurrence, a hundredth of it, the most is
+  missing where that is sequential.
+  """
   step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
   return step.lower(params, next(batches), jax.random.key(0)).cost_analysis()['flops']
 

@@ -36,7 +36,7 @@ class Arm:
     memories: Composed with the base.
     memory_of: 'own', 'other' (the next episode's) or 'shuffled' (own history in random order).
     new_order: In Memory Cards: imagine the second reveal in an order never walked.
-    at_once: In Memory Maze: episodes imagined at a time, where a model takes much memory; 0 for all.
+    at_once: In Memory Maze: episodes imagined at a time, where that takes much memory; 0 for all.
     poses: In Memory Maze: 'true', or those of the 'odometry', of past and future alike.
     with_base: Whether the base takes part. One memory without it under the rule naive_product is
       that memory's own denoiser as the only model.

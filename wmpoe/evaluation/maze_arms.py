@@ -6,7 +6,7 @@ the true frames are computed once.
 Shapes: A arms, E episodes, S seeds, T imagined frames of all places in a row.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -80,11 +80,12 @@ def further_arms(standard: Mapping[str, arms_lib.Arm], memories: Sequence[str], 
   return arms
 
 
-def baseline_arms(names: Iterable[str]) -> dict[str, arms_lib.Arm]:
-  """Every named memory's own denoiser as the only model; a few episodes at a time."""
+def baseline_arms(baselines: Mapping[str, Any]) -> dict[str, arms_lib.Arm]:
+  """Networks to compare with: alone, a few episodes at a time; written weights with the base."""
   return {
-      name: arms_lib.Arm(
-          memories=(name,), with_base=False, rule='naive_product', at_once=2) for name in names}
+      name: arms_lib.Arm(memories=(name,)) if hasattr(memory, 'fit') else arms_lib.Arm(
+          memories=(name,), with_base=False, rule='naive_product', at_once=2)
+      for name, memory in baselines.items()}
 
 
 _imagine: Any = jax.jit(lambda model, state, actions, poses, key: model.imagine(

@@ -42,7 +42,7 @@ class Study:
     seeds: Of writing and sampling.
     measures: By name.
     odometry: Optional `(network, params)` for the arms without true poses.
-    baselines: Memories whose own denoisers are models by themselves, by the name of their arm.
+    baselines: Networks to compare with, by the name of their arm; see `maze_baselines`.
     progress: Makes a progress display out of the number of stages.
   """
 
@@ -114,7 +114,8 @@ def with_controls(
   controls = arms_lib.standard_controls(study.memories)
   model = dataclasses.replace(
       study.model, memories={**study.model.memories, **study.baselines},
-      follows=(*study.model.follows, *study.baselines))
+      follows=(*study.model.follows, *(
+          name for name, memory in study.baselines.items() if not hasattr(memory, 'fit'))))
   measured = _run(study, model, task, {**arms, **controls}, copies=True)
   summary = _summaries(measured, task, split=split)
   return {

@@ -1,9 +1,9 @@
-"""History guidance (arXiv 2502.06764): one network contrasted with itself over parts of its history.
+"""History guidance (arXiv 2502.06764): a network contrasted with itself over parts of its history.
 
 The network is trained by diffusion forcing: every frame carries a noise level of its own, so that
 any subset of the history can be hidden behind noise. Vanilla guidance contrasts the whole history
 with none; temporal guidance composes the contrasts of several sub-windows,
-`eps = eps(nothing) + sum_i w_i (eps(window i) - eps(nothing))`. It is one denoiser made of contrasts
+`eps = eps(nothing) + sum_i w_i (eps(window i) - eps(nothing))`. It is a denoiser made of contrasts
 of one network, with no base and no memory beside its window.
 """
 

@@ -1,4 +1,4 @@
-"""A recurrent network's own state as a memory: constant in size, read at once, whatever the history.
+"""A recurrent network's state as a memory: constant in size, read at once, whatever the history.
 
 What a state-space denoiser (`networks.ssm`) has left of the frames it was shown. It is a world
 model by itself, the baseline of that kind; contrasted with the base, or with the same network
@@ -57,8 +57,9 @@ class Recurrent:
     expert.check_baseline(self.baseline, ('empty', 'base'))
     if not isinstance(self.model.network, ssm.SSM) or self.model.anchor != 'first':
       raise ValueError(
-          f'Got a {type(self.model.network).__name__} with anchor={self.model.anchor!r}; a recurrent '
-          "memory needs an SSM with anchor='first', as it reads frames before it knows the last.")
+          f'Got a {type(self.model.network).__name__} with anchor={self.model.anchor!r}; a '
+          "recurrent memory needs an SSM with anchor='first', as it reads frames before it knows "
+          'the last.')
 
   def init(self, batch: int) -> Carried:
     """Nothing seen, for `batch` episodes."""
