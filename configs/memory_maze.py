@@ -1,4 +1,4 @@
-r"""Memory Maze (arXiv 2210.13383) at the scale of a laptop: one run card per network.
+r"""Memory Maze (arXiv 2210.13383): run cards at a laptop's and at the paper's scale.
 
   python -m wmpoe collect --config=configs/memory_maze.py --episodes=48 --workdir=data/maze/test
   python -m wmpoe train  --config=configs/memory_maze.py:autoencoder \
@@ -15,13 +15,39 @@ r"""Memory Maze (arXiv 2210.13383) at the scale of a laptop: one run card per ne
 `data/memory_maze_9x9` holds the official offline dataset, or what `collect` wrote (it needs the
 extra `maze`: pip install -e '.[maze]'). 9x9 cells, frames of 64x64 without their border of 2, every
 second step.
+
+Names that begin with cpu_ are trained on two cores: cpu_spatial is packaged and is the base, too;
+cpu_full, cpu_ssm and cpu_forcing are the baselines full attention, state space and History
+Guidance, cpu_absolute the paper's spatial expert, which is told absolute poses and no more. base,
+short_term, spatial, absolute, full and ssm have the sizes of the paper (arXiv 2605.18813; ours
+share one modulation over all blocks, which saves a third of the parameters), base_1b a billion
+parameters, for pods. Nothing has been trained at those scales yet.
 """
 
 import ml_collections
 
 from wmpoe import zoo
+from wmpoe.networks import lora
 
-VARIANTS = ('', 'autoencoder', 'odometry', 'cpu_spatial', 'cpu_short_term')
+# What each denoiser's network has of its own. The baselines see 200 frames in every block.
+_MODELS = {
+    'cpu_base': dict(map_dim=0),
+    'cpu_spatial': {},
+    # The paper's window; every second layer sees all of it, the others only nearby frames.
+    'cpu_short_term': dict(context=33, window=10, full_every=2, map_dim=0),
+    'cpu_full': dict(context=200, map_dim=0),
+    'cpu_ssm': dict(network='ssm', context=200, map_dim=0),
+    'cpu_forcing': dict(context=33, map_dim=0),
+    'cpu_absolute': dict(map_dim=0, pose_code=dict(name='absolute', scale=9.0)),
+    'base': dict(width=512, patch=2, context=3, map_dim=0),
+    'base_1b': dict(width=2048, depth=20, heads=16, patch=2, context=3, map_dim=0),
+    'short_term': dict(width=384, context=33, window=10, full_every=4, map_dim=0),
+    'spatial': dict(width=512),
+    'full': dict(width=512, context=200, map_dim=0),
+    'ssm': dict(network='ssm', width=512, context=200, map_dim=0),
+    'absolute': dict(width=512, map_dim=0, pose_code=dict(name='absolute', scale=9.0)),
+}
+VARIANTS = ('', 'autoencoder', 'odometry', *_MODELS)
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -42,10 +68,21 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.protocol = dict(
       history=200, starts=(200, 240), chunks=2, contexts=(50, 100, 150, 200, 250),
       ranks=(8, 32, 64), rank_histories=(50, 150, 250), first=33, rounds=11, steps_per_round=25,
-      alone=dict(short_term=1.0, long_term=1.0, spatial=1.75), odometry='memory_maze_odometry')
+      alone=dict(short_term=1.0, long_term=1.0, spatial=1.75), odometry='memory_maze_odometry',
+      # Files of models by themselves; '' for the packaged one, and for none if none is packaged.
+      baselines=dict(full='', ssm='', forcing='', absolute=''),
+      # Vanilla: the whole window. Temporal: that and its newest frames. (begin, end) before now.
+      guidance=dict(
+          history_guidance_v=dict(windows=((33, 0),), strengths=(1.5,)),
+          history_guidance_t=dict(windows=((33, 0), (8, 0)), strengths=(1.0, 0.5))),
+      # The paper's spatial memory: absolute poses, and the episode in LoRA on all layers.
+      absolute=dict(
+          zoo.MEMORY_MAZE['long_term'], baseline='own',
+          lora=dict(rank=16, alpha=16.0, targets=lora.TARGETS, table_scale=30.0)))
   if not variant:
     return config
-  config.variant, config.expert = variant, variant.removeprefix('cpu_')
+  config.variant = variant
+  config.expert = variant.removeprefix('cpu_').removesuffix('_1b')
   config.train = dict(
       steps=2600, batch_size=16, learning_rate=1e-3, warmup_steps=200, weight_decay=0.01,
       clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0)
@@ -55,6 +92,11 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     _odometry(config)
   else:
     _denoiser(config)
+    if not variant.startswith('cpu_'):
+      _paper_scale(config)
+    own = dict(_MODELS[variant])
+    config.model.pose_code = own.pop('pose_code', config.model.pose_code)
+    config.model.update(own)
   return config
 
 
@@ -86,29 +128,60 @@ def _odometry(config: ml_collections.ConfigDict) -> None:
 
 
 def _denoiser(config: ml_collections.ConfigDict) -> None:
-  """Spatial: one network that is the base, too; short-term: forked from it."""
+  """Spatial: one network that is the base, too, and from which the others are forked."""
   config.model = dict(
-      latent=(16, 16, 4), width=192, depth=6, heads=4, patch=4, mlp_ratio=4, context=3, target=8,
-      attention='prefix', window=0, full_every=0, pose_kind='vector', map_dim=64,
-      pose_code=dict(field=128, length=1.0, turns=3, seed=0), prediction='v', dtype='float32',
-      remat=False, schedule=dict(name='cosine', shift=0.5, logsnr_min=-15.0, logsnr_max=15.0))
+      network='dit', latent=(16, 16, 4), width=192, depth=6, heads=4, patch=4, mlp_ratio=4,
+      context=3, target=8, attention='prefix', window=0, full_every=0, pose_kind='vector',
+      map_dim=64, pose_code=dict(field=128, length=1.0, turns=3, seed=0), prediction='v',
+      dtype='float32', remat=False,
+      schedule=dict(name='cosine', shift=0.5, logsnr_min=-15.0, logsnr_max=15.0))
   config.objective = dict(
       regime='clean_context', weighting='v', null_rate=0.1, partial_rate=0.05, time_power=1.0)
   config.data = dict(
       seed=0, folder='data/latents/training', validation='data/latents/validation', history=200,
       gap=4)
+  config.init_from = ''
   if config.expert == 'spatial':
     # Without its memory, as half of the samples train it, the same network is the base.
     config.encoder = dict(features=64, width=128, depth=2, heads=4)
     # The simulator's camera: 80 degrees wide (with the border padded again), 5.71 looking down.
     config.retrieval = dict(count=4, length=1.0, angle=0.6, half_view=0.6981, pitch=0.0997)
     config.empty_rate = 0.5
-    config.init_from = ''
+    return
+  config.data.update(seed=1, history=0)
+  if config.expert == 'base':
     return
   config.init_from = 'memory_maze_spatial'
-  # The paper's window; every second layer sees all of it, the others only nearby frames.
-  config.model.update(context=33, window=10, full_every=2, map_dim=0)
   config.model.pose_code.field = 0
-  config.data.update(seed=1, history=0)
   config.train.update(
       steps=700, batch_size=8, learning_rate=4e-4, ema_decay=0.99, checkpoint_every=200, seed=1)
+  if config.expert == 'ssm':
+    config.model.update(state=8, expand=1)
+  if config.expert == 'forcing':
+    config.objective.regime = 'diffusion_forcing'
+  elif config.expert in ('full', 'ssm'):  # what is costly is their context
+    config.objective.draws = 4
+
+
+def _paper_scale(config: ml_collections.ConfigDict) -> None:
+  """17 frames a chunk, DDIM of 50 steps, LoRA on all layers; batches for a slice of 32 chips."""
+  config.model.update(depth=12, heads=8, target=17, dtype='bfloat16', remat=True)
+  config.model.schedule.shift = 0.125
+  if config.expert == 'ssm':
+    config.model.state = 16
+  config.model.pose_code.field = 0
+  config.objective.update(weighting='sigmoid', draws=1)
+  config.init_from = ''
+  config.train.update(
+      steps=150_000, batch_size=256, learning_rate=1e-4, warmup_steps=5_000, ema_decay=0.9999,
+      log_every=100, checkpoint_every=5_000, seed=0)
+  config.protocol.chunks, config.protocol.alone = 1, {}
+  compose = config.compose
+  compose.weights, compose.levels, compose.num_steps = {}, {}, 50
+  compose.long_term.lora.update(rank=64, alpha=64.0, targets=lora.TARGETS)
+  writing = compose.long_term.writing
+  writing.optimizer = dict(name='adamw', learning_rate=1e-4)
+  writing.update(steps=500, target=17)
+  writing.objective.update(
+      weighting='sigmoid', null_rate=0.0, time_power=1.0)
+  config.protocol.absolute = {**compose.long_term.to_dict(), 'baseline': 'own'}

@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import importlib.util
+import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,13 @@ import pytest
 
 from wmpoe import packaged
 from wmpoe import zoo
+from wmpoe.commands import common
 from wmpoe.data import cards
 from wmpoe.data import episode
 from wmpoe.diffusion import samplers
 from wmpoe.diffusion import schedules
 from wmpoe.experts import composition
+from wmpoe.networks import ssm
 
 DESCRIPTION = {
     'expert': 'base',
@@ -67,6 +72,37 @@ def test_descriptions_become_what_they_say():
   assert zoo.writing(LONG_TERM).steps == 3
   assert zoo.writing(LONG_TERM).objective.null_rate == 0.5
   assert zoo.sampler({'name': 'ddim', 'eta': 0.5}) == samplers.DDIM(eta=0.5)
+
+
+@pytest.fixture(scope='module')
+def maze_cards():
+  spec = importlib.util.spec_from_file_location(
+      'maze_config', pathlib.Path(__file__).parents[1] / 'configs' / 'memory_maze.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  cards = {name: common.plain(module.get_config(name)) for name in module.VARIANTS}
+  return {name: card for name, card in cards.items() if 'model' in card}
+
+
+def test_the_run_cards_of_the_maze_have_the_sizes_they_say(maze_cards):
+  networks = {name: zoo.model(card).network for name, card in maze_cards.items()}
+  assert {'cpu_base', 'cpu_forcing', 'cpu_absolute'} <= set(networks)
+  size = lambda net: (net.width, net.depth, net.heads, net.patch, net.context)
+  assert size(networks['base']) == (512, 12, 8, 2, 3)
+  assert size(networks['short_term']) == (384, 12, 8, 4, 33)
+  assert size(networks['spatial']) == (512, 12, 8, 4, 3)
+  assert size(networks['full']) == size(networks['ssm']) == (512, 12, 8, 4, 200)
+  for name, net in networks.items():
+    card = maze_cards[name]
+    paper = not name.startswith('cpu_')
+    assert card['model']['target'] == (17 if paper else 8)
+    assert (net.dtype == jnp.bfloat16) == net.remat == paper
+    assert isinstance(net, ssm.SSM) == name.endswith('ssm')
+    if 'full' in name:
+      assert net.pattern.window is None
+  assert maze_cards['cpu_forcing']['objective']['regime'] == 'diffusion_forcing'
+  shapes = jax.tree.leaves(zoo.shapes(maze_cards['base_1b']))
+  assert 1.0e9 < sum(math.prod(leaf.shape) for leaf in shapes) < 1.1e9
 
 
 def test_a_world_out_of_descriptions():

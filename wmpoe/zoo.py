@@ -5,6 +5,7 @@ expert can be rebuilt years later from its card alone.
 """
 
 from collections.abc import Mapping
+import functools
 import os
 from typing import Any, TypedDict
 
@@ -35,10 +36,12 @@ from wmpoe.networks import lora as lora_lib
 from wmpoe.networks import map_encoder
 from wmpoe.networks import odometry
 from wmpoe.networks import poses
+from wmpoe.networks import ssm
 from wmpoe.networks import view_reader
 
 EXPERTS = ('base', 'short_term', 'long_term', 'spatial')
 TRAINED = ('base', 'short_term', 'spatial')  # the long-term memory is the base, written
+BASELINES = ('full', 'ssm', 'forcing', 'absolute')  # trained alike, to compare with
 
 Description = Mapping[str, Any]
 
@@ -53,6 +56,7 @@ _SAMPLERS = {
     'heun': samplers.Heun,
     'dpm_solver_2m': samplers.DPMSolver2M,
 }
+_POSE_CODES = {'relative': poses.RelativePose, 'absolute': poses.AbsolutePose}
 _OPTIMIZERS = {'adam': optax.adam, 'adamw': optax.adamw, 'sgd': optax.sgd, 'lion': optax.lion}
 
 
@@ -113,8 +117,12 @@ def model(description: Description) -> expert.Model:
   m = description['model']
   env = environment(description['env'])
   in_latents = isinstance(env, maze_config.MazeConfig)
-  pose_code = poses.RelativePose(**m['pose_code']) if m.get('pose_code') else None
-  network = dit.DiT(
+  coding = {'name': 'relative', **(m.get('pose_code') or {})}
+  pose_code = _named('pose code', _POSE_CODES, coding) if m.get('pose_code') else None
+  recurrent = m.get('network') == 'ssm'
+  build_network = functools.partial(
+      ssm.SSM, state=m['state'], expand=m['expand']) if recurrent else dit.DiT
+  network = build_network(
       width=m['width'], depth=m['depth'], heads=m['heads'], patch=m['patch'],
       frame_shape=tuple(m['latent']) if in_latents else (env.size, env.size, 3),
       context=m['context'], mlp_ratio=m['mlp_ratio'],
@@ -125,7 +133,7 @@ def model(description: Description) -> expert.Model:
   return expert.Model(
       network=network, schedule=_named('schedule', _SCHEDULES, m['schedule']),
       prediction=m['prediction'], codec=codec.LatentCodec() if in_latents else codec.PixelCodec(),
-      pose_code=pose_code)
+      pose_code=pose_code, anchor='first' if recurrent else 'last')
 
 
 def autoencoder_network(description: Description) -> autoencoder.Autoencoder:
@@ -257,8 +265,7 @@ def build(
       given.
     compose: 'rule', 'weights' (by name), 'sampler', 'num_steps', optionally 'levels' (by name, the
       'low' and 'high' log-SNR between which an expert has its weight), 'baselines' (by name: 'base'
-      instead of an expert's own) and 'long_term', the description of
-      the long-term memory of the base, or None for none.
+      instead of an expert's own) and 'long_term', the base's long-term memory, or None for none.
     latents: The latent space the experts work in, if they do.
 
   Raises:

@@ -77,6 +77,10 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
                 '--config.model.context=5')
   assert done.code == 0, done.err
 
+  done = _train(wmpoe, 'cpu_ssm', cache, '--config.init_from=cpu_spatial.npz',
+                '--config.model.context=5')
+  assert done.code == 0, done.err
+
   done = _train(wmpoe, 'odometry', cache, model=[])
   assert done.code == 0, done.err
 
@@ -86,19 +90,23 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
       '--episodes=2', '--seeds=1', '--metrics=psnr,ssim', '--workdir=there',
       '--config.protocol.history=8', '--config.protocol.starts=(8, 10)',
       '--config.protocol.chunks=1', '--config.protocol.odometry=odometry.npz',
-      '--config.compose.num_steps=2',
+      '--config.compose.num_steps=2', '--config.protocol.baselines.ssm=cpu_ssm.npz',
       '--config.compose.long_term.writing.steps=1', '--config.compose.long_term.writing.target=2',
       '--config.compose.long_term.writing.capacity=16', '--config.compose.long_term.lora.rank=2')
   assert done.code == 0, done.err
   out = results.read(tmp_path / 'there' / 'revisit.json')
   assert list(out['arms']) == [
-      'base', 'long_term', 'spatial', 'all', 'spatial_odometry', 'naive_product', 'copy_last',
-      'copy_mean', 'copy_pose', 'copy_turned']
+      'base', 'long_term', 'spatial', 'all', 'spatial_odometry', 'naive_product', 'ssm',
+      'copy_last', 'copy_mean', 'copy_pose', 'copy_turned']
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
   arm = out['arms']['spatial']
   assert {'psnr', 'ssim', 'psnr_minus_base', 'write_ms_per_frame'} <= set(arm)
   assert arm['psnr']['n'] == 2 and 'psnr_minus_base' not in out['arms']['base']
   assert out['meta']['config']['poses'].startswith('true')
+  assert 'left out, as there are no weights that fit: full, forcing, absolute.' in done.err
+  assert out['meta']['config']['left_out'] == ['full', 'forcing', 'absolute']
+  budget = out['meta']['config']['training']['ssm']
+  assert budget['steps'] == 2 and budget['train_flops'] > 1e6 and budget['train_seconds'] > 0
   assert (tmp_path / 'there' / 'revisit.html').stat().st_size > 10_000
   assert out['curves'][0]['title'] == 'Drift of the odometry, cells'
 

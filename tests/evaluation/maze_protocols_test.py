@@ -10,12 +10,17 @@ import pytest
 from tests import small
 from wmpoe import world_model
 from wmpoe.data import episode
+from wmpoe.evaluation import arms
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_protocols
 from wmpoe.evaluation import results
 from wmpoe.experts import base
+from wmpoe.experts import expert
+from wmpoe.experts import history_guidance
 from wmpoe.experts import long_term
+from wmpoe.experts import recurrent
 from wmpoe.experts import short_term
+from wmpoe.networks import ssm
 
 DIMS = {'action_dim': 3, 'pose_dim': 3}
 SETTING = {
@@ -78,16 +83,50 @@ def psnr(out, arm):
   return out['arms'][arm]['psnr']['mean']
 
 
+def baselines(model):
+  network = ssm.SSM(
+      width=16, depth=1, heads=2, patch=8, frame_shape=small.FRAME, mlp_ratio=2, context=4,
+      pose_kind='vector', state=2)
+  recur = expert.Model(network=network, schedule=small.SCHEDULE, anchor='first')
+  longer = model.memories['short_term']
+  return {
+      'ssm': recurrent.Recurrent(
+          params=small.random_tree(
+              jax.eval_shape(lambda key: recur.init(key, **DIMS), jax.random.key(0))),
+          model=recur, baseline='base', pose_dim=3),
+      'history_guidance_t': history_guidance.HistoryGuidance(
+          params=longer.params, model=longer.model, windows=((4, 0), (2, 0)), strengths=(1.0, 0.5),
+          **DIMS)}
+
+
 def test_table1_has_every_arm_and_control(study):
-  out = run('table1', only(study, 'short_term'))
+  chosen = only(study, 'short_term')
+  out = run('table1', dataclasses.replace(chosen, baselines=baselines(study.model)))
   assert list(out['arms']) == [
-      'base', 'short_term', 'sliding', 'naive_product', 'copy_last', 'copy_mean', 'copy_pose',
-      'copy_turned']
+      'base', 'short_term', 'sliding', 'naive_product', 'ssm', 'history_guidance_t', 'copy_last',
+      'copy_mean', 'copy_pose', 'copy_turned']
   assert set(out['controls']) == {'other_episode', 'shuffled_history'}
   shown = [psnr(out, name) for name in out['arms']]
   assert len(set(shown)) == len(shown), 'every arm imagines something else'
   assert out['arms']['short_term']['memory_bytes']['mean'] > 0
   assert out['arms']['base']['memory_bytes']['mean'] == 0
+  # A state of constant size against a window of frames.
+  assert out['arms']['ssm']['memory_bytes']['mean'] == 4 * (small.TOKENS * 16 * 2 + 3 + 1)
+
+
+def test_a_few_episodes_at_a_time_imagine_the_same(study):
+  chosen = only(study)
+  three = dataclasses.replace(
+      chosen, episodes=[*chosen.episodes, chosen.episodes[0]],
+      latents=[*chosen.latents, chosen.latents[0]])
+  task = three.problem(8, (8,))
+  state = three.model.init(3)
+  at_once, in_twos = (
+      maze_arms.imagine(
+          three.model, task, arms.Arm(at_once=size), state.memories, jax.random.key(0))[0]
+      for size in (0, 2))
+  small.close(at_once.astype(float), in_twos.astype(float), atol=1.0)
+  small.differ(at_once[0], at_once[1])
 
 
 def test_contrast_leaves_the_base_and_changes_the_rest(study):

@@ -195,6 +195,17 @@ def test_branches_in_one_call_equal_separate_calls(branches, names, calls, monke
         small.differ(separate[i], separate[j])
 
 
+@pytest.mark.parametrize(('rule', 'negatives'), [
+    (composition.naive_product, 0), (composition.Tempering(), 0), (composition.mean, 1)])
+def test_baselines_that_no_rule_looks_at_do_not_run(rule, negatives):
+  ran = []
+  negative = lambda x, logsnr: (ran.append(1), LOW(x, logsnr))[1]
+  contrast = expert.Contrast(positive=HIGH, negative=negative, weight=1.5)
+  x, logsnr = small.noisy(2, 2)
+  composition.compose(BASE, [contrast], rule)(x, logsnr)
+  assert len(ran) == negatives
+
+
 def test_other_denoisers_are_called_as_they_are(branches):
   x, logsnr = small.noisy(2, 2)
   got = composition.evaluate([BASE, branches['base'], HIGH, BASE], x, logsnr)

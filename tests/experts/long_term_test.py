@@ -138,6 +138,24 @@ def test_a_given_start():
   small.same(jax.tree.map(lambda x: x[1], memory.init(2).lora), start)
 
 
+def test_its_own_baseline_is_the_network_without_the_adapter():
+  memory = dataclasses.replace(small.experts().long_term, baseline='own')
+  state = memory.init(2)
+  written = dataclasses.replace(
+      state, lora=jax.tree.map(lambda x: x + 0.1, state.lora), step=state.step + 1)
+
+  @jax.jit
+  def estimates(state):
+    query, noisy = small.query(2), small.noisy(2, 2)
+    contrast = memory.read(state, query)
+    return contrast.positive(*noisy), contrast.negative(*noisy), small.experts().base.read(
+        query)(*noisy)
+
+  positive, negative, plain = estimates(written)
+  small.close(negative, plain)
+  small.differ(positive, negative)
+
+
 @pytest.mark.parametrize(('options', 'message'), [
     ({'baseline': 'nothing'}, "baseline 'nothing'; expected one of base, null"),
     ({'reading': 'fast'}, "reading 'fast'; expected one of low_rank, merged"),

@@ -110,3 +110,26 @@ def test_unknown_names():
     objective.Objective(regime='clean')
   with pytest.raises(ValueError, match="Unknown weighting 'snr'"):
     _loss(small.clip(1, 4), spec=objective.Objective(weighting='snr'))
+
+
+def test_several_draws_are_as_many_clips_after_one_context():
+  clip = small.clip(2, 5)
+  twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), clip)
+  draws = dataclasses.replace(PLAIN, draws=2)
+  small.close(_loss(clip, spec=draws), _loss(twice))
+  assert float(_loss(clip, spec=draws)) != pytest.approx(float(_loss(clip)))
+
+
+def test_draws_need_a_context_that_does_not_see_the_targets():
+  with pytest.raises(ValueError, match='draws=2 under diffusion_forcing'):
+    objective.Objective(regime='diffusion_forcing', draws=2)
+  full = small.model(kind='full')
+  with pytest.raises(ValueError, match='this one sees the targets'):
+    _loss(small.clip(2, 5), spec=dataclasses.replace(PLAIN, draws=2), model=full)
+
+
+def test_what_is_not_there_looks_nulled_under_diffusion_forcing():
+  spec = objective.Objective(regime='diffusion_forcing')
+  masked = _with(small.clip(2, 5), 0, valid=False)
+  # Nothing of the hidden frame is left at the top noise level but a rounding's worth.
+  small.close(_loss(_with(masked, 0, frames=0), spec=spec), _loss(masked, spec=spec), atol=1e-2)

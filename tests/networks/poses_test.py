@@ -22,6 +22,18 @@ def test_features_do_not_jump_where_the_turn_wraps():
   np.testing.assert_allclose(below, above, atol=1e-2)
 
 
+def test_absolute_poses_tell_places_and_headings_apart_whatever_the_anchor():
+  code = poses.AbsolutePose(scale=9.0)
+  pose = np.array([[[1.0, 8.0, 0.3], [8.0, 1.0, 0.3], [1.0, 8.0, 0.3 + np.pi]]], np.float32)
+  coded = np.asarray(code(pose, pose[:, 0]))
+  assert coded.shape == (1, 3, code.dim)
+  np.testing.assert_array_equal(coded, code(pose, pose[:, 1]))
+  for i, j in ((0, 1), (0, 2), (1, 2)):
+    assert np.abs(coded[0, i] - coded[0, j]).max() > 0.1
+  turned = pose + np.array([0, 0, 2 * np.pi], np.float32)
+  np.testing.assert_allclose(code(turned, pose[:, 0]), coded, atol=1e-5)
+
+
 def test_code_does_not_change_with_the_world_but_its_field_does():
   rng = np.random.default_rng(1)
   clip = rng.uniform(-2, 2, (1, 5, 3)).astype(np.float32)

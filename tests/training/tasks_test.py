@@ -9,6 +9,7 @@ import pytest
 
 from tests import small
 from wmpoe.experts import objective
+from wmpoe.networks import ssm
 from wmpoe.training import state as state_lib
 from wmpoe.training import tasks
 
@@ -68,6 +69,17 @@ def test_fresh_parameters_and_a_fork():
   params = small.params(task.model)
   assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
   small.same(_denoising(initial=params).init(jax.random.key(0)), params)
+
+
+def test_a_fork_keeps_what_it_shares_and_the_rest_is_fresh():
+  net = small.network()
+  recurrent = dataclasses.replace(small.model(), anchor='first', network=ssm.SSM(
+      width=net.width, depth=net.depth, heads=net.heads, patch=net.patch,
+      frame_shape=net.frame_shape, context=net.context, mlp_ratio=net.mlp_ratio))
+  base = small.params(small.model())
+  params = jax.jit(_denoising(model=recurrent, initial=base).init)(jax.random.key(0))
+  small.same({k: params['block_0'][k] for k in base['block_0']}, base['block_0'])
+  assert set(params['block_0']) - set(base['block_0']) == {'time'}
 
 
 def test_a_spatial_fork_keeps_the_base_and_adds_a_fresh_map():

@@ -31,6 +31,7 @@ from wmpoe.commands import runs
 from wmpoe.data import memory_maze
 from wmpoe.evaluation import curves
 from wmpoe.evaluation import maze_arms
+from wmpoe.evaluation import maze_baselines
 from wmpoe.evaluation import maze_protocols
 from wmpoe.evaluation import recall
 from wmpoe.evaluation import report
@@ -152,12 +153,22 @@ def _maze(
   if description['protocol']['odometry']:
     odometry = zoo.load_odometry(description['protocol']['odometry'])[:2]
   setting, episodes = description['protocol'], [found[i] for i in range(count)]
+  baselines: dict[str, Any] = {}
+  facts: dict[str, Any] = {}
+  if protocol in ('table1', 'revisit'):
+    _, card = zoo.load_latent_space(description['autoencoder'])
+    baselines, facts['training'], facts['left_out'] = maze_baselines.load(
+        setting, description['env'], card['sha256'])
+    if facts['left_out']:
+      print(f'left out, as there are no weights that fit: {", ".join(facts["left_out"])}. Give '
+            'them with --config.protocol.baselines.NAME=FILE.npz; python -m wmpoe train makes them.',
+            file=sys.stderr)
   body, strips = maze_protocols.PROTOCOLS[protocol](maze_protocols.Study(
       model=model, episodes=episodes,
       latents=[runs.in_pieces(encode, item.frames) for item in episodes], setting=setting,
       seeds=list(range(flags.seeds)), measures=maze_arms.measures(flags.metrics),
-      odometry=odometry, progress=common.Progress))
+      odometry=odometry, progress=common.Progress, baselines=baselines))
   return body, strips or None, {
       'source': flags.source, 'episodes': count, 'protocol': setting,
-      'poses': 'true, but for arms that end in _odometry',
+      'poses': 'true, but for arms that end in _odometry', **facts,
       **body.pop('about', {})}

@@ -55,15 +55,17 @@ def make_task(description: Mapping[str, Any]) -> Any:
       own = jax.eval_shape(
           lambda key: zoo.model(description).init(key, **dims), jax.random.key(0))
       initial = {name: leaf for name, leaf in initial.items() if name in own}
+    if kind == 'absolute':
+      del initial['frame_condition']  # it reads poses of another kind
   objective = zoo.objective(description)
-  if kind in ('base', 'short_term'):
+  if kind in ('base', 'short_term', *zoo.BASELINES):
     return tasks.DenoisingTask(
         model=zoo.model(description), objective=objective, initial=initial, **dims)
   if kind == 'spatial':
     return tasks.SpatialTask(
         model=zoo.spatial_model(description), objective=objective, initial=initial,
         empty_rate=description['empty_rate'], **dims)
-  known = (*zoo.TRAINED, 'autoencoder', 'odometry')
+  known = (*zoo.TRAINED, *zoo.BASELINES, 'autoencoder', 'odometry')
   raise ValueError(f'Unknown expert {kind!r}; expected one of {", ".join(known)}.')
 
 

@@ -1,4 +1,4 @@
-"""Trains one expert: base, short_term or spatial (the long-term memory is written, not trained).
+"""Trains one expert or baseline (the long-term memory is written, not trained).
 
   python -m wmpoe train --config=configs/cards.py:base --workdir=runs/cards_base
 
@@ -16,6 +16,7 @@ import numpy as np
 from wmpoe import packaged
 from wmpoe.commands import common
 from wmpoe.commands import runs
+from wmpoe.training import metrics_log
 from wmpoe.training import trainer
 
 _EVAL_BATCHES = 8
@@ -51,6 +52,16 @@ def _evaluator(task: Any, description: dict[str, Any]) -> Any:
   return evaluate
 
 
+def _flops(task: Any, params: Any, batches: Any) -> float:
+  """Floating-point operations of a step's loss and gradient, as XLA counts them.
+
+  It counts a loop's body once: of a state-space model's recurrence, a hundredth of it, the most is
+  missing where that is sequential.
+  """
+  step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+  return step.lower(params, next(batches), jax.random.key(0)).cost_analysis()['flops']
+
+
 def run(flags: absl_flags.FlagValues) -> None:
   """Trains, and packages if asked."""
   config = common.config_of(flags)
@@ -75,6 +86,8 @@ def run(flags: absl_flags.FlagValues) -> None:
         'data': runs.data_of(description),
         'seed': description['train']['seed'],
         'steps': result.step,
+        'train_seconds': metrics_log.read(flags.workdir)[-1]['seconds'],
+        'train_flops': result.step * _flops(task, result.state.ema, batches),
         'command': (f'python -m wmpoe train --config=configs/{description["env"]["name"]}.py:'
                     f'{description.get("variant", description["expert"])} '
                     f'--workdir={flags.workdir} --package={flags.package}'),

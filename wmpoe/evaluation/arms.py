@@ -36,6 +36,7 @@ class Arm:
     memories: Composed with the base.
     memory_of: 'own', 'other' (the next episode's) or 'shuffled' (own history in random order).
     new_order: In Memory Cards: imagine the second reveal in an order never walked.
+    at_once: In Memory Maze: episodes imagined at a time, where that takes much memory; 0 for all.
     poses: In Memory Maze: 'true', or those of the 'odometry', of past and future alike.
     with_base: Whether the base takes part. One memory without it under the rule naive_product is
       that memory's own denoiser as the only model.
@@ -52,6 +53,7 @@ class Arm:
   rule: str | None = None
   weights: Mapping[str, float] | None = None
   levelled: bool = True
+  at_once: int = 0
 
   def of(self, model: world_model.WorldModel) -> world_model.WorldModel:
     """The model composed as this arm is."""
@@ -160,10 +162,18 @@ def write_own_and_shuffled(
   """
   key = jax.random.fold_in(jax.random.key(seed), 0)
   own, cost = write(model, history, key, say)
-  if not any(arm.memory_of == 'shuffled' for arm in arms):
+  asked = shuffled_memories(arms)
+  if not asked:
     return own, own, cost
-  mixed, _ = write(model, shuffle(history, seed), key, prefixed(say, 'shuffled history, '))
+  mixed, _ = write(
+      model.compose('base', *asked), shuffle(history, seed), key,
+      prefixed(say, 'shuffled history, '))
   return own, mixed, cost
+
+
+def shuffled_memories(arms: Sequence[Arm]) -> set[str]:
+  """The memories that have to be written from shuffled histories, too."""
+  return {name for arm in arms if arm.memory_of == 'shuffled' for name in arm.memories}
 
 
 def shuffle(history: episode.Observation, seed: int) -> episode.Observation:

@@ -80,8 +80,17 @@ def further_arms(standard: Mapping[str, arms_lib.Arm], memories: Sequence[str], 
   return arms
 
 
+def baseline_arms(baselines: Mapping[str, Any]) -> dict[str, arms_lib.Arm]:
+  """Networks to compare with: alone, a few episodes at a time; written weights with the base."""
+  return {
+      name: arms_lib.Arm(memories=(name,)) if hasattr(memory, 'fit') else arms_lib.Arm(
+          memories=(name,), with_base=False, rule='naive_product', at_once=2)
+      for name, memory in baselines.items()}
+
+
 _imagine: Any = jax.jit(lambda model, state, actions, poses, key: model.imagine(
     state, actions, poses, key)[1])
+_write: Any = jax.jit(lambda memory, state, seen, key: memory.write(state, seen, key))
 
 
 def imagine(
@@ -93,22 +102,32 @@ def imagine(
 ) -> tuple[np.ndarray, float]:
   """Imagines from every place; frames uint8 [E T H W 3] and milliseconds per frame."""
   composed, batch = arm.of(model), len(task.names)
+  size = arm.at_once or batch
+  pieces = [np.arange(i, i + size) % batch for i in range(0, batch, size)]
   frames, spent = [], 0.0
   for index, start in enumerate(task.starts):
     before = jax.tree.map(jnp.asarray, task.part(0, start, poses=arm.poses))
     state = composed.init(batch)
     now = dict(memories)
-    if 'short_term' in now and arm.memory_of != 'other' and start > task.history:
-      # The window moves on with the episode; what is written into the other memories stays.
-      now['short_term'] = model.memories['short_term'].write(
-          now['short_term'], task.part(task.history, start, poses=arm.poses), key)
+    if arm.memory_of != 'other' and start > task.history:
+      # Windows move on with the episode; what is written into the other memories stays.
+      between = jax.tree.map(
+          jnp.asarray, task.part(task.history, start, poses=arm.poses))
+      for name in set(model.follows) & set(now):
+        now[name] = _write(model.memories[name], now[name], between, key)
     state = world_model.WorldState(recent=state.recent.push(before), memories=now)
     future = task.future(index, poses=arm.poses)
-    out, seconds = arms_lib.timed(
-        _imagine, composed, state, future.actions, future.poses, jax.random.fold_in(key, index))
-    frames.append(np.asarray(out))
-    spent += seconds
-  count = batch * task.length * len(task.starts)
+    keys = jax.random.split(jax.random.fold_in(key, index), batch)
+    shown = []
+    for piece in pieces:
+      part = (state, future.actions, future.poses, keys)
+      if len(pieces) > 1:
+        part = jax.tree.map(lambda x, chosen=piece: x[chosen], part)
+      out, seconds = arms_lib.timed(_imagine, composed, *part)
+      shown.append(np.asarray(out))
+      spent += seconds
+    frames.append(np.concatenate(shown)[:batch])
+  count = size * len(pieces) * task.length * len(task.starts)
   return np.concatenate(frames, axis=1), 1e3 * spent / count
 
 
@@ -187,8 +206,9 @@ def memory_bytes(state: Any) -> float:
 
 def stages(model: world_model.WorldModel, arms: Mapping[str, arms_lib.Arm], seeds: int) -> int:
   """How many different things `run` reports to be doing."""
-  shuffled = any(arm.memory_of == 'shuffled' for arm in arms.values())
-  return seeds * (1 + len(arms) + (1 + shuffled) * len(model.memories) + len(_estimated(arms)))
+  shuffled = arms_lib.shuffled_memories(list(arms.values()))
+  return seeds * (
+      1 + len(arms) + len(model.memories) + len(shuffled) + len(_estimated(arms)))
 
 
 def _estimated(arms: Mapping[str, arms_lib.Arm]) -> set[str]:

@@ -42,6 +42,7 @@ class Study:
     seeds: Of writing and sampling.
     measures: By name.
     odometry: Optional `(network, params)` for the arms without true poses.
+    baselines: Networks to compare with, by the name of their arm; see `maze_baselines`.
     progress: Makes a progress display out of the number of stages.
   """
 
@@ -53,6 +54,7 @@ class Study:
   measures: Mapping[str, maze_arms.Metric]
   progress: Callable[[int], Any]
   odometry: tuple[Any, Any] | None = None
+  baselines: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def memories(self) -> tuple[str, ...]:
@@ -103,6 +105,7 @@ def _arms_and_controls(study: Study, starts: Sequence[int], *, split: bool) -> O
     curves = _drift(task)
   arms = study.arms()
   arms |= maze_arms.further_arms(arms, study.memories, odometry=study.odometry is not None)
+  arms |= maze_arms.baseline_arms(study.baselines)
   body, frames = with_controls(study, task, arms, split=split)
   counts = {
       'revisited_frames': task.revisited, 'unseen_frames': task.unseen,
@@ -118,7 +121,11 @@ def with_controls(
 ) -> tuple[Body, dict[str, np.ndarray]]:
   """Arms, copies and controls: their metrics, and the frames [E T H W 3] each of them showed."""
   controls = arms_lib.standard_controls(study.memories)
-  measured = _run(study, study.model, task, {**arms, **controls}, copies=True)
+  model = dataclasses.replace(
+      study.model, memories={**study.model.memories, **study.baselines},
+      follows=(*study.model.follows, *(
+          name for name, memory in study.baselines.items() if not hasattr(memory, 'fit'))))
+  measured = _run(study, model, task, {**arms, **controls}, copies=True)
   summary = _summaries(measured, task, split=split)
   return {
       'arms': {k: v for k, v in summary.items() if k not in controls},

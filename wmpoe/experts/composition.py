@@ -178,14 +178,19 @@ class Composed:
 
   def _all_branches(self, x_t: jax.Array, logsnr: jax.Array) -> jax.Array:
     branches = [self.base]
+    contrasted = not isinstance(self.rule, Tempering) and self.rule is not naive_product
     for contrast in self.contrasts:
-      branches += [contrast.positive, contrast.negative]
+      branches += [contrast.positive, contrast.negative if contrasted else None]
     estimates = iter(evaluate([b for b in branches if b is not None], x_t, logsnr))
     base = None if self.base is None else next(estimates)
     terms = []
     for contrast in self.contrasts:
       positive = next(estimates)
-      negative: Any = base if contrast.negative is None else next(estimates)
+      negative: Any = base
+      if not contrasted:
+        negative = positive  # the rule looks at no baseline: none is run
+      elif contrast.negative is not None:
+        negative = next(estimates)
       weight = jnp.asarray(contrast.weight, jnp.float32)
       weight = weight[..., None] if weight.ndim == 1 else weight  # [B] -> [B 1]
       if contrast.empty is not None:

@@ -36,7 +36,9 @@ class Model:
     prediction: What it outputs: 'eps', 'x0' or 'v'.
     codec: Maps an episode's frames to the space it works in.
     pose_code: Optional static `(poses [B T P], anchor [B P]) -> [B T dim]`, such as
-      `networks.poses.RelativePose`; the anchor is the last context frame's pose.
+      `networks.poses.RelativePose`.
+    anchor: Whose pose the anchor is: the 'last' context frame's or the 'first' one's, for those
+      that read a context before they know where it ends.
   """
 
   network: dit.DiT
@@ -44,6 +46,11 @@ class Model:
   prediction: str = 'v'
   codec: Any = codec_lib.PixelCodec()
   pose_code: Any = None
+  anchor: str = 'last'
+
+  def __post_init__(self):
+    if self.anchor not in ('last', 'first'):
+      raise ValueError(f"Unknown anchor {self.anchor!r}; expected 'last' or 'first'.")
 
   @property
   def context(self) -> int:
@@ -69,7 +76,9 @@ class Model:
     """
     if self.pose_code is None:
       return past, poses
-    anchor = jnp.where(valid[:, -1:], past[:, -1], poses[:, 0])
+    at = jnp.full(valid.shape[:1], -1) if self.anchor == 'last' else jnp.argmax(valid, axis=1)
+    anchor = jax.vmap(lambda p, i: p[i])(past, at) if valid.shape[1] else poses[:, 0]
+    anchor = jnp.where(valid[:, -1:], anchor, poses[:, 0])
     return self.pose_code(past, anchor), self.pose_code(poses, anchor)
 
 
@@ -212,7 +221,8 @@ class NetworkDenoiser:
 
   Attributes:
     params: Shared parameters.
-    past: Keys and values of the context, or the context itself under 'full' attention.
+    past: Keys and values of the context, or a recurrent network's state, or the context itself
+      under 'full' attention.
     actions: [B T A] of the generated frames.
     poses: [B T P].
     lora: Optional adapters with a leading episode axis, scale folded in (`lora.scaled`).
@@ -221,7 +231,7 @@ class NetworkDenoiser:
   """
 
   params: Params
-  past: dit.Cache | Context
+  past: Any
   actions: jax.Array
   poses: jax.Array
   lora: Params | None = None
@@ -269,6 +279,7 @@ def bind(
     query: Query,
     *,
     null: bool = False,
+    keep: chex.Array | None = None,
     lora: Params | None = None,
     cells: jax.Array | None = None,
     context_cells: jax.Array | None = None,
@@ -277,16 +288,19 @@ def bind(
 
   The context's keys and values are computed here, once per chunk (with 'full' attention they depend
   on the generated frames and are computed at every call). Frames of the context that lie
-  before the episode's start are nulled like a dropped context; actions stay.
+  before the episode's start are nulled like a dropped context, and so are all with `null` and those
+  of which `keep` [C] is false; actions stay.
   """
   context = query.recent.last(model.context)
-  keep = jnp.zeros_like(context.valid) if null else context.valid
+  kept = jnp.zeros_like(context.valid) if null else context.valid
+  if keep is not None:
+    kept = kept & keep
   # One draw per episode from its own key: an episode reads the same in any batch.
   frames, level = jax.vmap(
-      lambda k, x, kept: jax.tree.map(
+      lambda k, x, keeps: jax.tree.map(
           lambda leaf: leaf[0],
-          noise_levels.null_context(k, x[None], kept[None], model.schedule)))(
-              query.key, model.codec.encode(context.frames), keep)
+          noise_levels.null_context(k, x[None], keeps[None], model.schedule)))(
+              query.key, model.codec.encode(context.frames), kept)
 
   past_poses, poses = model.code_poses(context.poses, context.valid, query.poses)
 
@@ -294,10 +308,10 @@ def bind(
     variables = {'params': params} if adapter is None else {'params': params, 'lora': adapter}
     return model.network.apply(variables, x, lev, actions, poses, cells_, method='prefill')
 
-  past: dit.Cache | Context = Context(
+  past: Any = Context(
       frames=frames, logsnr=level, actions=context.actions, poses=past_poses,
       cells=context_cells)
-  if model.network.pattern.caches_context:
+  if model.network.caches_context:
     past = per_episode(prefill, lora)(
         frames, level, context.actions, past_poses, context_cells)
   return NetworkDenoiser(

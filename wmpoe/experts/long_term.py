@@ -18,7 +18,7 @@ from wmpoe.experts import expert
 from wmpoe.experts import writing as writing_lib
 from wmpoe.networks import lora as lora_lib
 
-BASELINES = ('base', 'null')
+BASELINES = ('base', 'null', 'own')
 READINGS = ('low_rank', 'merged')
 
 
@@ -51,7 +51,8 @@ class LongTerm:
     spec: Static; rank, scale, targets.
     optimizer: Static; any optax transformation.
     writing: Static; how a history is written.
-    baseline: 'base' (context kept) or 'null' (context nulled, no adapter).
+    baseline: 'base' (context kept), 'null' (context nulled, no adapter) or 'own' (context kept, no
+      adapter: for adapters of another network than the base it is composed with).
     reading: 'low_rank' or 'merged'; same output, different cost.
     action_dim: A.
     pose_dim: P.
@@ -117,8 +118,8 @@ class LongTerm:
     else:
       adapters = lora_lib.scaled(state.lora, self.spec)
     negative = None
-    if self.baseline == 'null':
-      negative = expert.bind(self.model, self.params, query, null=True)
+    if self.baseline != 'base':
+      negative = expert.bind(self.model, self.params, query, null=self.baseline == 'null')
     return expert.Contrast(
         positive=expert.bind(self.model, self.params, query, lora=adapters),
         negative=negative, weight=self.weight, empty=state.step == 0)
@@ -152,7 +153,7 @@ def create(
     writing: How a history is written.
     lora_init: Optional adapter to start from, with `b` zero.
     weight: The contrast's weight.
-    baseline: 'base' or 'null'.
+    baseline: 'base', 'null' or 'own'.
     reading: 'low_rank' or 'merged'.
 
   Raises:

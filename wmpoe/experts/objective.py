@@ -51,6 +51,8 @@ class Objective:
     null_rate: Probability that a clip's whole context is nulled.
     partial_rate: Probability that only its last few context frames are kept.
     time_power: `t = u^power`; below one draws more high noise.
+    draws: How often a clip's targets are noised, each time anew, after a context that is read once:
+      where the context is long this costs little beside it. Not for diffusion forcing.
   """
 
   regime: str = 'clean_context'
@@ -58,10 +60,14 @@ class Objective:
   null_rate: float = 0.15
   partial_rate: float = 0.0
   time_power: float = 1.0
+  draws: int = 1
 
   def __post_init__(self):
     if self.regime not in REGIMES:
       raise ValueError(f'Unknown regime {self.regime!r}; expected one of {", ".join(REGIMES)}.')
+    if self.draws < 1 or (self.draws > 1 and self.regime != 'clean_context'):
+      raise ValueError(
+          f'draws={self.draws} under {self.regime}; expected 1, or more under clean_context.')
 
 
 def clip_loss(
@@ -85,6 +91,9 @@ def clip_loss(
 
   Returns:
     A float32 scalar.
+
+  Raises:
+    ValueError: for several draws with a context that cannot be cached.
   """
   key_keep, key_null, key_time, key_noise = jax.random.split(key, 4)
   variables = {'params': params} if lora is None else {'params': params, 'lora': lora}
@@ -97,6 +106,7 @@ def clip_loss(
   if objective.regime == 'diffusion_forcing':
     times = noise_levels.independent_times(
         key_time, batch, length, power=objective.time_power)
+    times = jnp.where(clip.valid, times, 1.0)  # what is not there looks like what was nulled
     coded = jnp.concatenate(model.code_poses(
         clip.poses[:, :context], clip.valid[:, :context], clip.poses[:, context:]), axis=1)
     predict = lambda x_t, logsnr: apply(
@@ -114,11 +124,18 @@ def clip_loss(
       key_keep, valid, null_rate=objective.null_rate, partial_rate=objective.partial_rate)
   frames, level = noise_levels.null_context(key_null, frames, keep, model.schedule)
   logsnr = model.schedule(noise_levels.shared_times(
-      key_time, batch, length - context, power=objective.time_power))
-  if model.network.pattern.caches_context:
+      key_time, batch * objective.draws, length - context, power=objective.time_power))
+  if model.network.caches_context:
     past = apply(variables, frames, level, past_actions, past_poses, past_cells, method='prefill')
+    if objective.draws > 1:
+      past, targets, mask, actions, poses, cells, pixel_weight = jax.tree.map(
+          lambda x: jnp.repeat(x, objective.draws, axis=0),
+          (past, targets, mask, actions, poses, cells, pixel_weight))
     predict = lambda x_t, logsnr: apply(
         variables, x_t, logsnr, actions, poses, past=past, cells=cells)
+  elif objective.draws > 1:
+    raise ValueError(
+        f'draws={objective.draws} need a context that is read once; this one sees the targets.')
   else:
     predict = lambda x_t, logsnr: apply(
         variables, jnp.concatenate([frames, x_t], axis=1),

@@ -117,6 +117,11 @@ class DiT(nn.Module):
   implementation: str = 'auto'
 
   @property
+  def caches_context(self) -> bool:
+    """Whether `prefill` may run the context before the generated frames are known."""
+    return self.pattern.caches_context
+
+  @property
   def grid(self) -> tuple[int, int]:
     """Rows and columns of tokens in a frame."""
     return self.frame_shape[0] // self.patch, self.frame_shape[1] // self.patch
@@ -162,25 +167,33 @@ class DiT(nn.Module):
     modulation = dense(6 * d, 'modulation', kernel_init=zeros)(condition).reshape(b, t, 6, d)
     offsets = self.param('modulation_offsets', nn.initializers.normal(0.02), (self.depth, 6, d))
 
-    total = context + t if past is not None else t
-    rope = embeddings.axial_rope(np.arange(first, first + t), self.grid, d // self.heads)
-    block = nn.remat(Block) if self.remat else Block
-    caches = []
-    for layer in range(self.depth):
-      allowed = self.pattern.allowed(total, context, layer)[total - t:]
-      tokens, own = block(
-          d, self.heads, self.mlp_ratio, self.dtype, self.implementation,
-          tuple(map(tuple, allowed.tolist())), name=f'block_{layer}')(
-              tokens, modulation + offsets[layer], rope,
-              None if past is None else (past.keys[layer], past.values[layer]))
-      caches.append(own)
+    tokens, past = self._blocks(
+        tokens, condition, modulation, offsets, first=first, context=context, past=past)
 
     tokens = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name='norm')(tokens)
     shift, scale = jnp.split(dense(2 * d, 'output_modulation', kernel_init=zeros)(condition), 2, -1)
     tokens = _modulate(tokens, shift[:, :, None, :], scale[:, :, None, :])
     out = dense(self.patch**2 * self.frame_shape[-1], 'output', kernel_init=zeros)(tokens)
     out = embeddings.unpatchify(out.astype(jnp.float32), self.patch, self.grid)
-    return out, Cache(keys=tuple(k for k, _ in caches), values=tuple(v for _, v in caches))
+    return out, past
+
+  def _blocks(self, tokens, condition, modulation, offsets, *, first, context, past):
+    """All blocks on tokens [B T N D]; returns them and what later frames need of these."""
+    del condition  # the modulation says it all
+    t, heads = tokens.shape[1], self.heads
+    total = context + t if past is not None else t
+    rope = embeddings.axial_rope(np.arange(first, first + t), self.grid, self.width // heads)
+    block = nn.remat(Block) if self.remat else Block
+    caches = []
+    for layer in range(self.depth):
+      allowed = self.pattern.allowed(total, context, layer)[total - t:]
+      tokens, own = block(
+          self.width, heads, self.mlp_ratio, self.dtype, self.implementation,
+          tuple(map(tuple, allowed.tolist())), name=f'block_{layer}')(
+              tokens, modulation + offsets[layer], rope,
+              None if past is None else (past.keys[layer], past.values[layer]))
+      caches.append(own)
+    return tokens, Cache(keys=tuple(k for k, _ in caches), values=tuple(v for _, v in caches))
 
   def prefill(
       self,
@@ -202,7 +215,7 @@ class DiT(nn.Module):
     Raises:
       ValueError: if the pattern lets the context see generated frames.
     """
-    if not self.pattern.caches_context:
+    if not self.caches_context:
       raise ValueError(
           f"Attention kind '{self.pattern.kind}' lets context frames see generated ones; their "
           'keys cannot be cached. Use prefix or causal, or put the context in front of the call.')

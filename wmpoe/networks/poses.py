@@ -95,6 +95,33 @@ class RelativePose:
     return jnp.concatenate([coded, field], axis=-1)
 
 
+@dataclasses.dataclass(frozen=True)
+class AbsolutePose:
+  """Pose conditions as they are in the world, 8 of them: nothing is retrieved or warped by them.
+
+  Place over scale, sine and cosine of a turn per two scales in x and in y, and of the heading.
+
+  Attributes:
+    scale: Side of the world, in its units.
+  """
+
+  scale: float = 9.0
+
+  field = 0  # no place field among them
+
+  @property
+  def dim(self) -> int:
+    """Channels of the coded pose."""
+    return 8
+
+  def __call__(self, poses: chex.Array, anchor: chex.Array) -> jax.Array:
+    """Codes poses [B T 3] as [B T 8]; the anchor does not matter."""
+    del anchor
+    place = poses[..., :2] / self.scale
+    angles = jnp.concatenate([jnp.pi * place, poses[..., 2:]], axis=-1)
+    return jnp.concatenate([place, jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 def turn_grid(
     turn: chex.Array, grid: tuple[int, int], *, half_view: float, pitch: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:

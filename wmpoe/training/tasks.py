@@ -18,14 +18,14 @@ from wmpoe.networks import odometry
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoisingTask:
-  """Base and short-term experts: denoise the frames that follow a context.
+  """Base and short-term experts, and baselines: denoise the frames that follow a context.
 
   Attributes:
     model: The static model.
     objective: Noise levels and context dropout.
     action_dim: A.
     pose_dim: P.
-    initial: Optional parameters to start from (a fork of another expert).
+    initial: Optional parameters of another expert to fork from; leaves it lacks are fresh.
   """
 
   model: expert.Model
@@ -36,9 +36,8 @@ class DenoisingTask:
 
   def init(self, key: chex.PRNGKey) -> Any:
     """Fresh parameters, or those of the expert this one is forked from."""
-    if self.initial is not None:
-      return jax.tree.map(jnp.asarray, self.initial)
-    return self.model.init(key, action_dim=self.action_dim, pose_dim=self.pose_dim)
+    params = self.model.init(key, action_dim=self.action_dim, pose_dim=self.pose_dim)
+    return params if self.initial is None else _fork(params, self.initial)
 
   def loss(
       self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
@@ -72,15 +71,7 @@ class SpatialTask:
     params = self.model.init(key, action_dim=self.action_dim, pose_dim=self.pose_dim)
     if self.initial is None:
       return params
-    fork = traverse_util.flatten_dict(self.initial)
-    own = traverse_util.flatten_dict(params['denoiser'])
-    misfits = [
-        '/'.join(path) for path, leaf in fork.items()
-        if path not in own or own[path].shape != leaf.shape]
-    if misfits:
-      raise ValueError(f'The base to fork from has leaves this network lacks: {misfits}.')
-    own.update({path: jnp.asarray(leaf) for path, leaf in fork.items()})
-    return {**params, 'denoiser': traverse_util.unflatten_dict(own)}
+    return {**params, 'denoiser': _fork(params['denoiser'], self.initial)}
 
   def loss(
       self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
@@ -160,6 +151,23 @@ class AutoencoderTask:
         self.network, params, batch['frames'], key, noise=self.noise, absolute=self.absolute,
         perceptual=self.perceptual, perceptual_weight=self.perceptual_weight)
     return loss, {'mse': mse}
+
+
+def _fork(params: Any, initial: Any) -> Any:
+  """Fresh parameters, but for those of the expert they are forked from.
+
+  Raises:
+    ValueError: if it has leaves they lack, or of other shapes.
+  """
+  fork = traverse_util.flatten_dict(initial)
+  own = traverse_util.flatten_dict(params)
+  misfits = [
+      '/'.join(path) for path, leaf in fork.items()
+      if path not in own or own[path].shape != leaf.shape]
+  if misfits:
+    raise ValueError(f'The base to fork from has leaves this network lacks: {misfits}.')
+  own.update({path: jnp.asarray(leaf) for path, leaf in fork.items()})
+  return traverse_util.unflatten_dict(own)
 
 
 def _clip(batch: dict[str, Any]) -> objective_lib.Clip:
