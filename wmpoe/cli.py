@@ -18,7 +18,8 @@ COMMANDS = {
     'train': 'train an expert, or go on with a run',
     'eval': 'measure a protocol on held-out episodes, with a report',
     'collect': 'write episodes of an environment to disk',
-    'encode': 'encode Memory Maze episodes into a latent cache',
+    'encode': 'encode episodes into a latent cache',
+    'data': 'your own data: convert, validate, stats, preview',
     'info': 'describe packaged experts, composition rules and this installation',
 }
 # What a user can cause and mend: shown as one message, without a traceback.

@@ -175,7 +175,8 @@ def test_collect_writes_the_split_and_resumes(tmp_path):
   sim = cards.simulate(2, config, 'test', 'script')
   np.testing.assert_array_equal(loaded.frames, cards.render(sim, config))
   spaces = json.loads((tmp_path / 'spaces.json').read_text())
-  assert spaces['actions'] == {'dim': 7, 'names': list(cards.ACTIONS)}
+  assert spaces['actions'] == {
+      'kind': 'discrete', 'dim': 7, 'names': list(cards.ACTIONS), 'repeat': 1}
   assert spaces['config']['length'] == 8
 
 

@@ -64,7 +64,7 @@ ROWS = np.zeros((5, 7), np.float32)
         ({'frames': FRAMES[..., :1]}, r'shape \(5, 4, 6, 1\); expected 3 colours'),
         ({'frames': FRAMES.tolist()}, r'frames is a list; expected an array .* np.asarray'),
         ({'actions': _with(ROWS, (2, 3), np.nan)},
-         r'actions hold NaN or infinity in 1 places, first at index \(2, 3\)'),
+         r'actions hold NaN or infinity in 1 places, first at index \(2, 3\), in frame 2'),
         ({'poses': _with(ROWS[:, :2], 4, np.inf)},
          r'poses hold NaN or infinity in 2 places, first at index \(4, 0\)'),
         ({'actions': ROWS.astype(np.float64)}, r'actions are float64; expected float32: use .ast'),
@@ -180,13 +180,13 @@ def _header(**changes):
 @pytest.mark.parametrize(
     'changes, message',
     [
-        ({'poses': None}, r"a.npz: missing fields \['poses'\]"),
-        ({'depth': ROWS}, r"a.npz: .*unknown fields \['depth'\]"),
+        ({'poses': None}, r"a.npz: not an episode file .*it has no 'poses'; expected exactly"),
+        ({'depth': ROWS}, r"a.npz: .*it has unknown fields 'depth'"),
         ({'meta': _header(version=2)}, "field 'meta' says format 'wmpoe.episode' version 2"),
         ({'meta': _header(format='other')}, "field 'meta' says format 'other'"),
         ({'meta': np.zeros(3, np.uint8)}, "field 'meta' is not an episode header"),
         ({'meta': np.frombuffer(b'[1]', np.uint8)}, "field 'meta' is not an episode header"),
-        ({'actions': np.array([{}] * 5)}, "field 'actions' is damaged .*allow_pickle=False"),
+        ({'actions': np.array([{}] * 5)}, "'actions' is a pickled array, which could run code"),
         ({'actions': ROWS[:3]}, r'a.npz: lengths disagree'),
         ({'frames': FRAMES.astype(np.float32)}, 'a.npz: frames are float32'),
     ],
@@ -204,7 +204,7 @@ def test_damaged_files_are_refused(tmp_path):
   _episode(50).save(path)
   whole = path.read_bytes()
   path.write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(ValueError, match=r'a.npz: not an episode file'):
+  with pytest.raises(ValueError, match=r'a.npz: not a whole npz archive'):
     episode.Episode.load(path)
   flipped = bytearray(whole)
   flipped[2000] ^= 255
@@ -212,7 +212,7 @@ def test_damaged_files_are_refused(tmp_path):
   with pytest.raises(ValueError, match=r"a.npz: field 'frames' is damaged"):
     episode.Episode.load(path)
   path.write_bytes(b'')
-  with pytest.raises(ValueError, match='not an episode file'):
+  with pytest.raises(ValueError, match='not a whole npz archive.*expected an episode file'):
     episode.Episode.load(path)
   with open(path, 'wb') as file:
     np.save(file, ROWS)

@@ -48,7 +48,7 @@ def test_an_interrupted_cache_is_none(cache):
 
 def test_damaged_or_missing_files_are_named(cache):
   (cache / 'e1.npz').write_bytes(b'PK not a zip')
-  with pytest.raises(ValueError, match='e1.npz is damaged'):
+  with pytest.raises(ValueError, match='e1.npz: not a whole npz archive'):
     latents.read(cache)
   (cache / 'e1.npz').unlink()
   with pytest.raises(FileNotFoundError, match='e1.npz is named in latents.json'):

@@ -18,6 +18,7 @@ import numpy as np
 from wmpoe.data import board
 from wmpoe.data import episode
 from wmpoe.data import folder
+from wmpoe.data import spaces as spaces_lib
 from wmpoe.data import sprites as sprites_lib
 from wmpoe.data import trajectories
 
@@ -190,6 +191,14 @@ class RandomClip:
     return {**out, 'valid': valid}
 
 
+def spaces_of(config: CardsConfig) -> spaces_lib.Spaces:
+  """Frames, actions and poses of the world."""
+  return spaces_lib.Spaces(
+      environment='cards', frame=(config.size, config.size),
+      actions=spaces_lib.Actions(kind='discrete', names=ACTIONS),
+      poses=spaces_lib.Poses(kind='grid', names=('row', 'column'), unit='cell'))
+
+
 def collect(
     out_dir: str | os.PathLike[str],
     *,
@@ -219,14 +228,11 @@ def collect(
   config = CardsConfig() if config is None else config
   simulate(0, config, split, kind)  # Refuses a wrong split or kind before any file is touched.
   spaces = {
-      'environment': 'cards',
       'config': dataclasses.asdict(config),
       'split': split,
       'kind': kind,
       'length': config.length,
-      'frames': {'shape': [config.size, config.size, 3], 'dtype': 'uint8'},
-      'actions': {'dim': NUM_ACTIONS, 'names': list(ACTIONS)},
-      'poses': {'dim': POSE_DIM, 'names': ['row', 'column'], 'unit': 'cell'},
+      **spaces_of(config).to_json(),
   }
   return folder.collect(
       out_dir,

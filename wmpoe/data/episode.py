@@ -13,12 +13,12 @@ import json
 import os
 import pathlib
 from typing import Any
-import zipfile
-import zlib
 
 import flax.struct
 import jax
 import numpy as np
+
+from wmpoe.data import npz
 
 FORMAT = 'wmpoe.episode'
 VERSION = 1
@@ -93,30 +93,9 @@ class Episode:
       ValueError: not an episode file, another version, a field that is missing, unknown or
         damaged, or contents that `validate` refuses; names the file and the field.
     """
-    fields: dict[str, Any] = {}
-    try:
-      archive = np.load(path, allow_pickle=False)
-      if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError('it holds a single array')
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-      raise ValueError(
-          f'{path}: not an episode file ({error}); expected an npz written by Episode.save.'
-      ) from error
-    with archive:
-      names = (*_FIELDS, 'meta')
-      missing, unknown = set(names) - set(archive.files), set(archive.files) - set(names)
-      if missing or unknown:
-        raise ValueError(
-            f'{path}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}; expected '
-            f'exactly {", ".join(names)}.'
-        )
-      for name in names:
-        try:
-          fields[name] = archive[name]
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-          raise ValueError(
-              f'{path}: field {name!r} is damaged ({error}); write the file again.'
-          ) from error
+    fields: dict[str, Any] = {**npz.read(
+        path, (*_FIELDS, 'meta'), what='an episode file written by Episode.save',
+        remedy='write it again', exact=True)}
     episode = Episode(**{**fields, 'meta': _parse(fields['meta'], path)})
     validate(episode, where=f'{path}: ', **expected)
     return episode
@@ -126,7 +105,9 @@ def _parse(raw: np.ndarray, path: str | os.PathLike[str]) -> dict[str, Any]:
   try:
     header = json.loads(raw.tobytes().decode())
     kind, version, meta = header['format'], header['version'], header['meta']
-  except (ValueError, TypeError, KeyError) as error:
+    if not isinstance(meta, dict):
+      raise TypeError(f'meta is a {type(meta).__name__}')
+  except (ValueError, TypeError, KeyError, RecursionError) as error:
     raise ValueError(f"{path}: field 'meta' is not an episode header ({error!r}).") from error
   if (kind, version) != (FORMAT, VERSION):
     raise ValueError(
@@ -221,7 +202,7 @@ def validate(
       )
   _check_frames(item.frames, where)
   for name in ('actions', 'poses'):
-    _check_condition(name, getattr(item, name), where)
+    _check_condition(name, getattr(item, name), where, axis=int(batched))
   lead = 2 if batched else 1
   leads = {name: tuple(getattr(item, name).shape[:lead]) for name in _FIELDS}
   if len(set(leads.values())) > 1:
@@ -287,7 +268,7 @@ def _check_frames(frames: Any, where: str) -> None:
   raise ValueError(f'{where}frames are {frames.dtype}{found}; expected uint8 in 0..255: {how}.')
 
 
-def _check_condition(name: str, array: Any, where: str) -> None:
+def _check_condition(name: str, array: Any, where: str, *, axis: int) -> None:
   if array.dtype != np.float32:
     raise ValueError(
         f'{where}{name} are {array.dtype}; expected float32: use .astype(np.float32)'
@@ -298,5 +279,5 @@ def _check_condition(name: str, array: Any, where: str) -> None:
     if len(bad):
       raise ValueError(
           f'{where}{name} hold NaN or infinity in {len(bad)} places, first at index '
-          f'{tuple(bad[0].tolist())}; expected finite numbers.'
+          f'{tuple(bad[0].tolist())}, in frame {bad[0, axis]}; expected finite numbers.'
       )

@@ -3,7 +3,7 @@
 spaces.json says what all episodes of a folder have in common: environment, shapes, actions.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -19,12 +19,21 @@ _NAME = re.compile(r'episode_\d{5,}\.npz')
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """One step of `collect`: `done` of `total`; `written` is False for a file found complete."""
+  """One step of `collect`.
+
+  Attributes:
+    done: Episodes done with, this one among them.
+    total: Episodes in all.
+    path: Its file.
+    written: False for a file found complete, and for an episode that could not be made.
+    error: Why it could not be made.
+  """
 
   done: int
   total: int
   path: pathlib.Path
   written: bool
+  error: str = ''
 
 
 def collect(
@@ -34,6 +43,8 @@ def collect(
     episodes: int,
     spaces: Mapping[str, Any],
     overwrite: bool = False,
+    names: Sequence[str] | None = None,
+    keep_going: bool = False,
 ) -> Iterator[Progress]:
   """Writes episode_00000.npz ... and spaces.json; a second call finishes what the first began.
 
@@ -46,6 +57,10 @@ def collect(
     episodes: how many there shall be.
     spaces: what the episodes have in common; JSON.
     overwrite: delete the episodes found in the folder first.
+    names: optional, of the episodes; a file found complete is left alone only if its meta has the
+      same 'name'.
+    keep_going: tell of an episode that cannot be made (`make` raises ValueError) and go on with
+      the next, rather than raise. It has no file; the others keep their numbers.
 
   Returns:
     An iterator that writes one episode per step (or finds it complete), and tells the progress.
@@ -56,6 +71,28 @@ def collect(
   """
   if episodes < 1:
     raise ValueError(f'collect got episodes={episodes}; expected at least 1.')
+  folder = _prepared(out_dir, spaces, overwrite)
+  return _write_all(folder, make, episodes, names, keep_going)
+
+
+def append(
+    out_dir: str | os.PathLike[str], item: episode.Episode, index: int, *,
+    spaces: Mapping[str, Any],
+) -> pathlib.Path:
+  """Writes one more episode of a folder that is made if it does not exist; returns its path.
+
+  Raises:
+    ValueError: an invalid episode, or a folder that holds episodes of other spaces.
+    OSError: the folder cannot be written.
+  """
+  path = _prepared(out_dir, spaces, False) / f'episode_{index:05d}.npz'
+  item.save(path)
+  return path
+
+
+def _prepared(
+    out_dir: str | os.PathLike[str], spaces: Mapping[str, Any], overwrite: bool) -> pathlib.Path:
+  """The folder with its spaces.json, made or found to be the same."""
   folder = pathlib.Path(out_dir)
   spaces = json.loads(json.dumps({'format': episode.FORMAT, 'version': episode.VERSION, **spaces}))
   try:
@@ -65,7 +102,7 @@ def collect(
         f'Cannot make the folder {folder}: {error.strerror or error}. Choose one that can be '
         'written.'
     ) from error
-  old = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+  old = files(folder)
   if overwrite:
     for path in old:
       path.unlink()
@@ -87,26 +124,37 @@ def collect(
   else:
     text = json.dumps(spaces, indent=2).encode()
     episode.write_atomically(folder / SPACES, lambda file: file.write(text))
-  return _write_all(folder, make, episodes)
+  return folder
 
 
 def _write_all(
-    folder: pathlib.Path, make: Callable[[int], episode.Episode], episodes: int
+    folder: pathlib.Path, make: Callable[[int], episode.Episode], episodes: int,
+    names: Sequence[str] | None, keep_going: bool,
 ) -> Iterator[Progress]:
   for i in range(episodes):
-    path = folder / f'episode_{i:05d}.npz'
-    complete = _complete(path)
+    path, error = folder / f'episode_{i:05d}.npz', ''
+    complete = _complete(path, None if names is None else names[i])
     if not complete:
-      make(i).save(path)
-    yield Progress(done=i + 1, total=episodes, path=path, written=not complete)
+      try:
+        item = make(i)
+        episode.validate(item)
+      except ValueError as caught:
+        if not keep_going:
+          raise
+        path.unlink(missing_ok=True)  # what stood there is not this episode
+        error = str(caught)
+      else:
+        item.save(path)
+    yield Progress(
+        done=i + 1, total=episodes, path=path, written=not complete and not error, error=error)
 
 
-def _complete(path: pathlib.Path) -> bool:
+def _complete(path: pathlib.Path, name: str | None) -> bool:
   try:
-    episode.Episode.load(path)
+    found = episode.Episode.load(path)
   except (FileNotFoundError, ValueError):
     return False
-  return True
+  return name is None or found.meta.get('name') == name
 
 
 def read_spaces(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -118,14 +166,15 @@ def read_spaces(folder: str | os.PathLike[str]) -> dict[str, Any]:
   """
   path = pathlib.Path(folder) / SPACES
   try:
-    spaces = json.loads(path.read_text())
+    spaces = json.loads(path.read_bytes())
   except FileNotFoundError as error:
     raise FileNotFoundError(
         f'{path} does not exist; expected a folder written by `collect`.'
     ) from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is not JSON ({error}); collect the episodes again.') from error
-  if not isinstance(spaces, dict) or spaces.get('version') != episode.VERSION:
+  if not isinstance(spaces, dict) or spaces.get('version') != episode.VERSION or (
+      spaces.get('format', episode.FORMAT) != episode.FORMAT):
     raise ValueError(
         f'{path} is not of {episode.FORMAT!r} version {episode.VERSION}; collect the episodes '
         'again.'
@@ -133,11 +182,16 @@ def read_spaces(folder: str | os.PathLike[str]) -> dict[str, Any]:
   return spaces
 
 
+def files(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
+  """The files of a folder that are named like episodes, in order."""
+  return sorted(p for p in pathlib.Path(folder).iterdir() if _NAME.fullmatch(p.name))
+
+
 class EpisodeFolder:
   """Random access to the episodes of a folder, for grain; each is validated when read."""
 
   def __init__(self, folder: str | os.PathLike[str], **expected: Any):
-    """Lists a folder written by `collect`.
+    """Lists a folder written by `collect`, or by a converter.
 
     Args:
       folder: the folder.
@@ -149,12 +203,12 @@ class EpisodeFolder:
     """
     self.spaces = read_spaces(folder)
     self._expected = expected
-    self._paths = sorted(p for p in pathlib.Path(folder).iterdir() if _NAME.fullmatch(p.name))
-    if not self._paths:
+    self.paths = files(folder)
+    if not self.paths:
       raise FileNotFoundError(f'{folder} holds no episode_*.npz; collect some first.')
 
   def __len__(self) -> int:
-    return len(self._paths)
+    return len(self.paths)
 
   def __getitem__(self, index: Any) -> episode.Episode:
-    return episode.Episode.load(self._paths[index], **self._expected)
+    return episode.Episode.load(self.paths[index], **self._expected)

@@ -11,11 +11,11 @@ import json
 import os
 import pathlib
 from typing import Any
-import zipfile
 
 import numpy as np
 
 from wmpoe.data import episode
+from wmpoe.data import npz
 
 INDEX = 'latents.json'
 FORMAT = 'wmpoe.latents'
@@ -103,15 +103,13 @@ def read(folder: str | os.PathLike[str], *, encoder: str | None = None) -> list[
 
 
 def _read_one(path: pathlib.Path, meta: dict[str, Any]) -> episode.Episode:
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-      latents, actions, poses = (archive[name] for name in _FIELDS)
-  except FileNotFoundError:
+  if not path.is_file():
     raise FileNotFoundError(
-        f'{path} is named in {INDEX} but is not there; encode the episodes again.') from None
-  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f'{path} is damaged ({error}); encode the episodes again.') from error
-  if not latents.shape[0] == actions.shape[0] == poses.shape[0] or latents.ndim != 4:
+        f'{path} is named in {INDEX} but is not there; encode the episodes again.')
+  latents, actions, poses = npz.read(
+      path, _FIELDS, what='a latent cache', remedy='encode the episodes again').values()
+  if (latents.ndim, actions.ndim, poses.ndim) != (4, 2, 2) or not (
+      len(latents) == len(actions) == len(poses)):
     raise ValueError(
         f'{path} holds latents {latents.shape}, actions {actions.shape} and poses {poses.shape}; '
         'expected [T h w C], [T A], [T P] of one length. Encode the episodes again.')

@@ -15,12 +15,11 @@ import dataclasses
 import os
 import pathlib
 from typing import Any
-import zipfile
-import zlib
 
 import numpy as np
 
 from wmpoe.data import episode
+from wmpoe.data import npz
 
 ACTIONS = ('noop', 'forward', 'left', 'right', 'forward_left', 'forward_right')
 # (dtype, shape) of what is read; letters stand for any size that fits all fields.
@@ -77,7 +76,9 @@ def load(path: str | os.PathLike[str]) -> MazeEpisode:
       directions that are not of length 1, an agent inside a wall, a layout or targets that change;
       names the file and the field.
   """
-  return from_fields(_read(path), source=path)
+  fields = npz.read(
+      path, tuple(FIELDS), what='a Memory Maze episode', remedy='download or collect it again')
+  return from_fields(fields, source=path)
 
 
 def from_fields(fields: dict[str, np.ndarray], *, source: str | os.PathLike[str]) -> MazeEpisode:
@@ -103,36 +104,6 @@ def from_fields(fields: dict[str, np.ndarray], *, source: str | os.PathLike[str]
       frames=fields['image'], actions=fields['action'].astype(np.float32),
       poses=np.concatenate([fields['agent_pos'], heading[:, None]], axis=1),
       layout=layout, targets_pos=fields['targets_pos'][0], source=pathlib.Path(source).name)
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-  try:
-    archive = np.load(path, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-      raise ValueError('it holds a single array')
-  except (ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(
-        f'{path}: not a whole npz archive ({error}); expected an episode of the Memory Maze '
-        'dataset: download or collect it again.') from error
-  fields = {}
-  with archive:
-    missing = [name for name in FIELDS if name not in archive.files]
-    if missing:
-      raise ValueError(
-          f'{path}: not a Memory Maze episode, it has no {", ".join(map(repr, missing))}; expected '
-          f'the fields {", ".join(FIELDS)}, found {", ".join(sorted(archive.files)) or "none"}.')
-    for name in FIELDS:
-      try:
-        fields[name] = archive[name]
-      except (ValueError, EOFError, OSError, NotImplementedError, MemoryError, RuntimeError,
-              zipfile.BadZipFile, zlib.error) as error:
-        pickled = 'allow_pickle' in str(error)
-        raise ValueError(
-            f'{path}: field {name!r} is '
-            + ('a pickled array, which could run code when read; save it as plain numbers.'
-               if pickled else f'damaged ({error}); download or collect the file again.')
-        ) from error
-  return fields
 
 
 def _check_array(

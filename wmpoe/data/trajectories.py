@@ -51,6 +51,21 @@ class CardsConfig:
       raise ValueError(f'CardsConfig.length is {self.length}; expected at least 2 frames.')
 
   @property
+  def frame_shape(self) -> tuple[int, int, int]:
+    """(H, W, 3)."""
+    return self.size, self.size, 3
+
+  @property
+  def action_dim(self) -> int:
+    """A: one-hot actions."""
+    return len(board.ACTIONS)
+
+  @property
+  def pose_dim(self) -> int:
+    """P: row, column of the cursor."""
+    return 2
+
+  @property
   def tile(self) -> int:
     """Side of one card in pixels."""
     return self.size // self.grid

@@ -1,0 +1,32 @@
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from wmpoe.data import memory_maze
+from wmpoe.data.sources import conversion
+from wmpoe.data.sources import mazes
+
+TINY = pathlib.Path(__file__).parents[1] / 'tiny_maze.npz'
+
+
+def test_a_maze_converted_is_the_maze_as_its_own_reader_sees_it(tmp_path):
+  shutil.copy(TINY, tmp_path / 'a.npz')
+  (tmp_path / 'b.npz').write_bytes(b'torn')
+  options = conversion.Options(skip=2)
+  steps = list(conversion.convert(mazes.MazeSource(tmp_path), tmp_path / 'out', options=options))
+  assert [s.written for s in steps] == [True, False] and 'b.npz: not a whole npz' in steps[1].error
+  item = conversion.skipped(mazes.MazeSource(tmp_path).load(0), 2)
+  expected = memory_maze.subsample(memory_maze.load(TINY), 2)
+  for name in ('frames', 'actions', 'poses'):
+    np.testing.assert_array_equal(getattr(item, name), getattr(expected, name))
+  assert item.meta['layout'] == expected.meta['layout']
+
+
+def test_folders_without_mazes(tmp_path):
+  with pytest.raises(FileNotFoundError, match='expected Memory Maze episodes'):
+    mazes.MazeSource(tmp_path)
+  (tmp_path / 'b.npz').write_bytes(b'torn')
+  with pytest.raises(ValueError, match='None of the 1 files'):
+    mazes.MazeSource(tmp_path)
