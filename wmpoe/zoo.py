@@ -17,6 +17,7 @@ from wmpoe import packaged
 from wmpoe import world_model
 from wmpoe.data import cards
 from wmpoe.data import maze_config
+from wmpoe.data import spaces
 from wmpoe.diffusion import samplers
 from wmpoe.diffusion import schedules
 from wmpoe.experts import base as base_lib
@@ -45,7 +46,9 @@ BASELINES = ('full', 'ssm', 'forcing', 'absolute')  # trained alike, to compare 
 
 Description = Mapping[str, Any]
 
-_ENVIRONMENTS = {'cards': cards.CardsConfig, 'memory_maze': maze_config.MazeConfig}
+_ENVIRONMENTS = {
+    'cards': cards.CardsConfig, 'memory_maze': maze_config.MazeConfig,
+    'own_data': lambda **described: spaces.from_json(described, where='env: ')}
 _SCHEDULES = {
     'cosine': schedules.CosineSchedule,
     'linear_beta': schedules.LinearBetaSchedule,
@@ -74,7 +77,7 @@ def _named(kind: str, table: Mapping[str, Any], description: Description) -> Any
 
 
 def environment(description: Description) -> Any:
-  """The environment; `{'name': 'cards', 'size': 32, ...}` or `{'name': 'memory_maze', ...}`."""
+  """The environment: `{'name': 'cards', 'size': 32}`, 'memory_maze', or a spaces.json's."""
   return _named('environment', _ENVIRONMENTS, description)
 
 
@@ -88,9 +91,7 @@ class Dimensions(TypedDict):
 def dimensions(description: Description) -> Dimensions:
   """Its action and pose dimensions: `{'action_dim': A, 'pose_dim': P}`."""
   env = environment(description)
-  if isinstance(env, maze_config.MazeConfig):
-    return {'action_dim': env.action_dim, 'pose_dim': env.pose_dim}
-  return {'action_dim': cards.NUM_ACTIONS, 'pose_dim': cards.POSE_DIM}
+  return {'action_dim': env.action_dim, 'pose_dim': env.pose_dim}
 
 
 def sampler(description: Description) -> samplers.Sampler:
@@ -115,8 +116,7 @@ def optimizer(description: Description) -> optax.GradientTransformation:
 def model(description: Description) -> expert.Model:
   """The static model of an expert; reads the entries 'env' and 'model'."""
   m = description['model']
-  env = environment(description['env'])
-  in_latents = isinstance(env, maze_config.MazeConfig)
+  env, in_latents = environment(description['env']), bool(m.get('latent'))
   coding = {'name': 'relative', **(m.get('pose_code') or {})}
   pose_code = _named('pose code', _POSE_CODES, coding) if m.get('pose_code') else None
   recurrent = m.get('network') == 'ssm'
@@ -124,7 +124,7 @@ def model(description: Description) -> expert.Model:
       ssm.SSM, state=m['state'], expand=m['expand']) if recurrent else dit.DiT
   network = build_network(
       width=m['width'], depth=m['depth'], heads=m['heads'], patch=m['patch'],
-      frame_shape=tuple(m['latent']) if in_latents else (env.size, env.size, 3),
+      frame_shape=tuple(m['latent']) if in_latents else env.frame_shape,
       context=m['context'], mlp_ratio=m['mlp_ratio'],
       pattern=attention.Pattern(
           kind=m['attention'], window=m['window'] or None, full_every=m['full_every']),
@@ -165,9 +165,9 @@ def load_latent_space(path: str | os.PathLike[str]) -> tuple[autoencoder.LatentS
 
 
 def spatial_model(description: Description) -> Any:
-  """The static spatial model; reads 'env', 'model', 'encoder', and 'retrieval' in a maze."""
+  """The static spatial model; reads 'env', 'model', 'encoder', and 'retrieval' but for cards."""
   denoiser = model(description)
-  if description['env']['name'] == 'memory_maze':
+  if description['env']['name'] != 'cards':
     reader = view_reader.ViewReader(
         patch=denoiser.network.patch, dtype=denoiser.network.dtype, **description['encoder'])
     return key_frames.KeyFrameModel(
@@ -261,8 +261,8 @@ def build(
 
   Args:
     experts: `{name: (params, description)}` with 'base' and any of 'short_term', 'spatial'. A
-      spatial expert of a maze is a joint network: without its memory it is the base, unless one is
-      given.
+      spatial expert of a moving camera is a joint network: without its memory it is the base,
+      unless one is given.
     compose: 'rule', 'weights' (by name), 'sampler', 'num_steps', optionally 'levels' (by name, the
       'low' and 'high' log-SNR between which an expert has its weight), 'baselines' (by name: 'base'
       instead of an expert's own) and 'long_term', the base's long-term memory, or None for none.
@@ -272,7 +272,8 @@ def build(
     ValueError: for an unknown expert, or experts of different environments.
   """
   experts = dict(experts)
-  joint = 'base' not in experts and 'spatial' in experts and latents is not None
+  joint = 'base' not in experts and 'spatial' in experts and (
+      experts['spatial'][1]['env']['name'] != 'cards')
   if joint:
     both, described = experts['spatial']
     experts['base'] = both['denoiser'], described

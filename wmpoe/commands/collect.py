@@ -47,6 +47,10 @@ def run(flags: absl_flags.FlagValues) -> None:
   if flags.episodes < 1:
     raise ValueError(f'--episodes={flags.episodes}: expected at least 1.')
   env = common.plain(config)['env']
+  if env['name'] not in _ONLY:
+    raise ValueError(
+        f'collect makes episodes of {" and ".join(_ONLY)}; your own are converted (python -m wmpoe '
+        'data convert) or recorded (docs/own_data.md).')
   for name, others in _ONLY.items():
     given = [f'--{flag}' for flag in others if flags[flag].value is not None]
     if given and name != env['name']:

@@ -1,4 +1,4 @@
-"""Encodes Memory Maze episodes into a latent cache, once, for all trainings and evaluations.
+"""Encodes Memory Maze episodes, or your own, into a latent cache, once for all that use them.
 
   python -m wmpoe encode --config=configs/memory_maze.py \
       --source=data/memory_maze_9x9/training --workdir=data/latents/training
@@ -17,17 +17,19 @@ import numpy as np
 
 from wmpoe import zoo
 from wmpoe.commands import common
+from wmpoe.commands import own_data
 from wmpoe.commands import runs
 from wmpoe.data import latents
-from wmpoe.data import memory_maze
 from wmpoe.evaluation import metrics
+
+_NEXT = {'memory_maze': 'memory_maze.py:cpu_spatial', 'own_data': 'own_data.py:spatial'}
 
 
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   """Adds the flags of `encode`."""
   common.define_config(flags, argv)
   define = lambda kind, *args: getattr(absl_flags, f'DEFINE_{kind}')(*args, flag_values=flags)
-  define('string', 'source', None, 'Folder of Memory Maze episodes (*.npz).')
+  define('string', 'source', None, 'Folder of episodes (*.npz).')
   define('string', 'workdir', None, 'Folder of the cache to write.')
   define('boolean', 'strict', False, 'Stop at the first file that is no good instead of naming it.')
 
@@ -36,7 +38,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   """Encodes."""
   description = common.plain(common.config_of(flags))
   name = description.get('autoencoder')
-  if not isinstance(name, str):
+  if not isinstance(name, str) or not name:
     raise ValueError(
         'The config names no trained autoencoder; give one that works in latents, such as '
         '--config=configs/memory_maze.py:cpu_spatial.')
@@ -44,9 +46,8 @@ def run(flags: absl_flags.FlagValues) -> None:
     raise ValueError('Give the folder of the episodes, --source, and of the cache, --workdir.')
   folder = common.output_folder(flags.workdir)
   space, card = zoo.load_latent_space(name)
-  env = zoo.environment(description['env'])
-  found = memory_maze.MazeFolder(
-      flags.source, flags.strict, skip=env.skip, border=env.border)
+  own_data.fit(description, flags.source)
+  found = runs.open_folder(flags.source, zoo.environment(description['env']), flags.strict)
   print(found.report(), file=sys.stderr)
   encode, decode = jax.jit(space.encode), jax.jit(space.decode)
   progress, begun = common.Progress(1), time.monotonic()
@@ -67,5 +68,4 @@ def run(flags: absl_flags.FlagValues) -> None:
   print(f'wrote the latents of {len(found)} episodes to {folder} '
         f'({time.monotonic() - begun:.1f} s); reconstruction '
         f'{metrics.format_value("psnr", about["reconstruction_psnr"])}\n'
-        'next: python -m wmpoe train --config=configs/memory_maze.py:cpu_spatial '
-        '--workdir=runs/maze_spatial')
+        f'next: python -m wmpoe train --config=configs/{_NEXT[description["env"]["name"]]} ...')

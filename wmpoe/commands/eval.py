@@ -1,16 +1,18 @@
-"""Measures a protocol on held-out episodes and writes PROTOCOL.json and PROTOCOL.html.
+r"""Measures a protocol on held-out episodes and writes PROTOCOL.json and PROTOCOL.html.
 
   python -m wmpoe eval --config=configs/cards.py --protocol=recall
   python -m wmpoe eval --config=configs/cards.py --protocol=steps
   python -m wmpoe eval --config=configs/memory_maze.py --protocol=table1  --source=data/maze/test
   python -m wmpoe eval --config=configs/memory_maze.py --protocol=revisit --source=data/maze/test
+  python -m wmpoe eval --config=configs/own_data.py    --protocol=revisit --source=data/own/test \
+      --experts=spatial=spatial.npz --config.autoencoder=autoencoder.npz
 
 Memory Cards. recall: every arm and control of the README's table; steps: recall of the long-term
 memory against inner steps and against seconds.
-Memory Maze. table1: the frames right after a history of 200; revisit: frames from several places
-further on, split into those seen long ago and those never seen; contrast: experts with and without
-theirs; context and rank: by length of the history and by LoRA rank; streaming: rounds of write,
-imagine, append.
+Memory Maze and own data. table1: the frames right after a history of 200; revisit: frames from
+several places further on, split into those seen long ago and those never seen; contrast: experts
+with and without theirs; context and rank: by length of the history and by LoRA rank; streaming:
+rounds of write, imagine, append.
 Episodes of the test split are reported; those of --split=validation, or of another --source, are
 for choosing anything.
 """
@@ -27,9 +29,11 @@ import jax
 from wmpoe import world_model
 from wmpoe import zoo
 from wmpoe.commands import common
+from wmpoe.commands import own_data
 from wmpoe.commands import runs
-from wmpoe.data import memory_maze
+from wmpoe.data import spaces
 from wmpoe.evaluation import curves
+from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_baselines
 from wmpoe.evaluation import maze_protocols
@@ -37,7 +41,10 @@ from wmpoe.evaluation import recall
 from wmpoe.evaluation import report
 from wmpoe.evaluation import results
 
-PROTOCOLS = {'cards': ('recall', 'steps'), 'memory_maze': tuple(maze_protocols.PROTOCOLS)}
+PROTOCOLS = {
+    'cards': ('recall', 'steps'), 'memory_maze': tuple(maze_protocols.PROTOCOLS),
+    'own_data': tuple(maze_protocols.PROTOCOLS)}
+_TITLES = {'cards': 'Memory Cards', 'memory_maze': 'Memory Maze', 'own_data': 'Own data'}
 
 
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
@@ -53,7 +60,7 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   define('integer', 'episodes', 64, 'Held-out episodes.')
   define('integer', 'seeds', 3, 'Seeds of writing and sampling: 0, 1, ...')
   define('string', 'split', 'test', "'test' to report, 'validation' to choose.")
-  define('string', 'source', None, 'Memory Maze: folder of held-out episodes (*.npz).')
+  define('string', 'source', None, 'Memory Maze and own data: folder of held-out episodes (*.npz).')
   define('list', 'metrics', ['lpips_vgg', 'lpips_alex', 'ssim', 'psnr'], 'Memory Maze: metrics.')
   define('list', 'steps', ['20', '50', '100', '250'], 'Inner steps of the protocol steps.')
 
@@ -61,6 +68,10 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
 def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldModel:
   """The packaged world model, or one of the files the user named, composed as the config says."""
   compose = description['compose']
+  own = description['env']['name'] == own_data.NAME
+  if own and not experts:
+    raise ValueError('Give the experts you trained on your data, those you have: --experts='
+                     'base=base.npz,short_term=short_term.npz,spatial=spatial.npz')
   if not experts:
     return zoo.load(description['env']['name'], compose=compose)
   files, latents = {}, None
@@ -70,7 +81,10 @@ def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldMode
       raise ValueError(f'--experts got {item!r}; expected name=file, comma separated.')
     params, card = zoo.load_expert(path)
     files[name] = (params, card['config'])
-  if isinstance(description.get('autoencoder'), str):
+    if own and card['config']['env'] != description['env']:
+      raise ValueError(f"{path} was trained on {card['config']['env']}; the episodes are of "
+                       f"{description['env']}.")
+  if isinstance(description.get('autoencoder'), str) and description['autoencoder']:
     latents, _ = zoo.load_latent_space(description['autoencoder'])
   return zoo.build(files, compose, latents)
 
@@ -78,6 +92,7 @@ def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldMode
 def run(flags: absl_flags.FlagValues) -> None:
   """Runs the protocol."""
   description = common.plain(common.config_of(flags))
+  own_data.fit(description, flags.source)
   zoo.environment(description['env'])
   name = description['env']['name']
   protocol = flags.protocol or PROTOCOLS[name][0]
@@ -93,15 +108,14 @@ def run(flags: absl_flags.FlagValues) -> None:
   begun = time.monotonic()
   command = ' '.join(['python -m wmpoe', *sys.argv[1:]])
   facts = {key: description[key] for key in ('env', 'compose')}
-  measure = _maze if name == 'memory_maze' else _cards
+  measure = _cards if name == 'cards' else _maze
   body, strips, about = measure(protocol, model, description, flags)
   out = results.make(
       results.meta(command, {**facts, **about}, seeds=list(range(flags.seeds)),
                    seconds=time.monotonic() - begun), **body)
   path = results.write(folder / f'{protocol}.json', out)
-  title = {'cards': 'Memory Cards', 'memory_maze': 'Memory Maze'}[name]
   page = report.render(
-      out, folder, strips=strips, title=f'{title}: {protocol}', name=f'{protocol}.html')
+      out, folder, strips=strips, title=f'{_TITLES[name]}: {protocol}', name=f'{protocol}.html')
   print(report.terminal_table(out))
   print(f'\nwrote {path} and {pathlib.Path(page)}; next: open {page}')
 
@@ -136,26 +150,27 @@ def _maze(
     protocol: str, model: world_model.WorldModel, description: dict[str, Any],
     flags: absl_flags.FlagValues,
 ) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-  """Measures a protocol of Memory Maze: what `results.make` takes, film strips, facts."""
+  """Measures a protocol of a maze or own data: what `results.make` takes, film strips, facts."""
   if not flags.source:
     raise ValueError(
         'Give the folder of held-out Memory Maze episodes, for instance --source=data/maze/test '
         '(python -m wmpoe collect --config=configs/memory_maze.py makes them).')
-  if model.latents is None:
-    raise ValueError('A Memory Maze model works in latents; its autoencoder is missing.')
   env = zoo.environment(description['env'])
-  found = memory_maze.MazeFolder(flags.source, skip=env.skip, border=env.border)
+  own = isinstance(env, spaces.Spaces)
+  if model.latents is None and not own:
+    raise ValueError('A Memory Maze model works in latents; its autoencoder is missing.')
+  found = runs.open_folder(flags.source, env)
   if found.bad:
     print(found.report(), file=sys.stderr)
   count = min(flags.episodes, len(found))
-  encode = jax.jit(model.latents.encode)
+  encode = None if model.latents is None else jax.jit(model.latents.encode)
   odometry = None
   if description['protocol']['odometry']:
     odometry = zoo.load_odometry(description['protocol']['odometry'])[:2]
   setting, episodes = description['protocol'], [found[i] for i in range(count)]
   baselines: dict[str, Any] = {}
   facts: dict[str, Any] = {}
-  if protocol in ('table1', 'revisit'):
+  if protocol in ('table1', 'revisit') and not own:
     _, card = zoo.load_latent_space(description['autoencoder'])
     baselines, facts['training'], facts['left_out'] = maze_baselines.load(
         setting, description['env'], card['sha256'])
@@ -165,10 +180,13 @@ def _maze(
             file=sys.stderr)
   body, strips = maze_protocols.PROTOCOLS[protocol](maze_protocols.Study(
       model=model, episodes=episodes,
-      latents=[runs.in_pieces(encode, item.frames) for item in episodes], setting=setting,
+      latents=[runs.in_pieces(encode, item.frames) if encode else item.frames
+               for item in episodes],
+      setting=setting, planar=not own or env.poses.kind == 'planar',
+      view=own_data.view(description) if own else maze.MAZE_VIEW,
       seeds=list(range(flags.seeds)), measures=maze_arms.measures(flags.metrics),
       odometry=odometry, progress=common.Progress, baselines=baselines))
   return body, strips or None, {
       'source': flags.source, 'episodes': count, 'protocol': setting,
-      'poses': 'true, but for arms that end in _odometry', **facts,
+      'poses': 'true, but for arms that end in _odometry' if model.pose_dim else 'none', **facts,
       **body.pop('about', {})}

@@ -12,9 +12,11 @@ from wmpoe import zoo
 from wmpoe.data import cards
 from wmpoe.data import clips
 from wmpoe.data import episode
+from wmpoe.data import inspection
 from wmpoe.data import latents
 from wmpoe.data import memory_maze
 from wmpoe.data import pipeline
+from wmpoe.data import spaces
 from wmpoe.evaluation import lpips
 from wmpoe.networks import autoencoder
 from wmpoe.networks import odometry
@@ -90,14 +92,33 @@ def make_batches(description: Mapping[str, Any], split: str, seed: int) -> Any:
           context=model['context'], target=model['target'], history=data['history'],
           gap=data['gap'])
       source = clips.EpisodeSource(
-          latents.read(folder, encoder=description['encoder_sha256']))
+          latents.read(folder, encoder=description['encoder_sha256'])
+          if description['autoencoder'] else pixels(folder, env))
   return pipeline.make_pipeline(
       source, transform=transform, batch_size=description['train']['batch_size'], seed=seed)
 
 
+def open_folder(folder: str, env: Any, strict: bool = False) -> Any:
+  """The episodes of a folder as a world model sees them, and which files are bad.
+
+  Memory Maze files without border, every `skip`-th frame; own data as it is.
+
+  Raises:
+    ValueError: own data of other spaces than the environment's.
+  """
+  if not isinstance(env, spaces.Spaces):
+    return memory_maze.MazeFolder(folder, strict, skip=env.skip, border=env.border)
+  found = inspection.GoodEpisodes(folder, strict)
+  if found.spaces != env:
+    raise ValueError(
+        f'{folder} holds episodes of {found.spaces}; expected {env}. Folders for training, '
+        'validation and evaluation must share their spaces.')
+  return found
+
+
 def pixels(folder: str, env: Any) -> list[episode.Episode]:
-  """The episodes of a folder of Memory Maze files, without border, every `skip`-th frame."""
-  found = memory_maze.MazeFolder(folder, skip=env.skip, border=env.border)
+  """The good episodes of a folder, in memory; bad ones are named on stderr."""
+  found = open_folder(folder, env)
   if found.bad:
     print(found.report(), file=sys.stderr)
   return [found[i] for i in range(len(found))]
@@ -105,7 +126,7 @@ def pixels(folder: str, env: Any) -> list[episode.Episode]:
 
 def pin_encoder(description: dict[str, Any]) -> None:
   """Writes into the description the hash of the autoencoder it names, if it works in latents."""
-  if isinstance(description.get('autoencoder'), str):
+  if isinstance(description.get('autoencoder'), str) and description['autoencoder']:
     _, card = zoo.load_latent_space(description['autoencoder'])
     description['encoder_sha256'] = card['sha256']
 
@@ -133,6 +154,8 @@ def data_of(description: Mapping[str, Any]) -> str:
   """What a card says about the data."""
   if description['env']['name'] == 'cards':
     return 'cards, split train, made on the fly'
+  if description['env']['name'] == 'own_data':
+    return f'{description["env"]["environment"]}, {description["data"]["folder"]}'
   return f'Memory Maze {description["env"]["size"]}x{description["env"]["size"]}, ' + (
       description['data']['folder'])
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from wmpoe import packaged
 from wmpoe.commands import common
+from wmpoe.commands import own_data
 from wmpoe.commands import runs
 from wmpoe.training import metrics_log
 from wmpoe.training import trainer
@@ -72,6 +73,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   description = common.plain(config)
   for use in ('compose', 'protocol'):  # how experts are used is no part of how they are trained
     description.pop(use, None)
+  own_data.fit(description, description['data'].get('folder'))
   runs.pin_encoder(description)
   task = runs.make_task(description)
   batches = iter(runs.make_batches(description, 'train', seed=description['data']['seed']))

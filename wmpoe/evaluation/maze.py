@@ -8,6 +8,7 @@ Shapes: E episodes, T imagined frames of all places in a row.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -23,7 +24,8 @@ from wmpoe.networks import poses as poses_lib
 
 REVISIT_GAP = 50  # frames; longer than every context window
 ANGLE = np.pi / 4
-_HALF_VIEW = memory_maze.half_view()  # of the official files, cropped
+# Half the field of view, and the pitch, of the official files, cropped.
+MAZE_VIEW = (memory_maze.half_view(), float(memory_maze.CAMERA_PITCH))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,9 @@ class Problem:
     names: Of the episodes.
     odometry: Poses [E L 3] from actions and frames, if there is an odometry; see `with_odometry`.
     planned: Poses [E T 3] of the frames to imagine, from actions alone after each place.
+    planar: Whether poses are planar; if not, nothing counts as revisited or unseen.
+    view: Half the field of view and the pitch of the camera, radians; None for a camera that is not
+      known, or none that looks along the heading.
   """
 
   pixels: episode.Observation
@@ -56,6 +61,8 @@ class Problem:
   names: tuple[str, ...]
   odometry: Any = None
   planned: Any = None
+  planar: bool = True
+  view: tuple[float, float] | None = MAZE_VIEW
 
   @property
   def truth(self) -> np.ndarray:
@@ -88,6 +95,8 @@ def problem(
     starts: Sequence[int],
     length: int,
     windows: tuple[int, int] = (3, 33),
+    planar: bool = True,
+    view: tuple[float, float] | None = MAZE_VIEW,
 ) -> Problem:
   """The problem on given episodes.
 
@@ -98,6 +107,8 @@ def problem(
     starts: Places, none before H.
     length: Frames to imagine at each.
     windows: Context frames of the base and of the short-term expert.
+    planar: Whether poses are (x, y, heading).
+    view: See `Problem`.
 
   Raises:
     ValueError: if a place lies before the end of the history or an episode is too short.
@@ -113,14 +124,16 @@ def problem(
         'starts or length, or collect longer ones.')
   pixels = episode.stack(episodes, stop=end)
   encoded = np.stack([item[:end] for item in latents])
+  nothing = (np.zeros(length * len(starts), bool),) * 3
   revisited, unseen, in_window = (np.stack(masks) for masks in zip(*(
       _seen(item.poses, history=history, starts=starts, length=length, windows=windows)
-      for item in episodes), strict=True))
+      if planar else nothing for item in episodes), strict=True))
   return Problem(
       pixels=pixels,
       encoded=episode.Observation(frames=encoded, actions=pixels.actions, poses=pixels.poses),
       history=history, starts=tuple(starts), length=length,
       revisited=revisited, unseen=unseen, in_window=in_window,
+      planar=planar, view=view if planar else None,
       names=tuple(str(item.meta.get('name', i)) for i, item in enumerate(episodes)))
 
 
@@ -177,8 +190,8 @@ def drift(task: Problem, after: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 def copies(task: Problem) -> dict[str, np.ndarray]:
   """What needs no model: frames uint8 [E T H W 3] of the copy baselines.
 
-  The last frame, the mean of the history, the remembered frame nearest in true pose, and that frame
-  turned to the asked heading.
+  The last frame, the mean of the history, the remembered frame nearest in true pose if poses are
+  planar, and that frame turned to the asked heading if the camera is known.
   """
   frames, poses = task.pixels.frames, task.pixels.poses
   past, out = frames[:, :task.history], {}
@@ -187,22 +200,24 @@ def copies(task: Problem) -> dict[str, np.ndarray]:
       np.repeat(frames[:, s - 1:s], task.length, axis=1) for s in task.starts], axis=1)
   mean = np.round(past.mean(axis=1, keepdims=True)).astype(np.uint8)
   out['copy_mean'] = np.repeat(mean, count, axis=1)
+  if not task.planar:
+    return out
   asked = np.concatenate([poses[:, s:s + task.length] for s in task.starts], axis=1)
   relative = memory_maze.relative_pose(poses[:, None, :task.history], asked[:, :, None])
   cost = np.square(relative[..., :2]).sum(-1) + np.square(relative[..., 2] / 0.6)
   nearest = cost.argmin(axis=2)  # [E T]
   out['copy_pose'] = np.take_along_axis(past, nearest[..., None, None, None], axis=1)
-  out['copy_turned'] = _turned(
-      out['copy_pose'], np.take_along_axis(relative[..., 2], nearest[..., None], axis=2)[..., 0])
+  if task.view is not None:
+    turn = np.take_along_axis(relative[..., 2], nearest[..., None], axis=2)[..., 0]
+    out['copy_turned'] = _turned(out['copy_pose'], turn, task.view)
   return out
 
 
-@jax.jit
-def _turned(frames: jax.Array, turn: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames='view')
+def _turned(frames: jax.Array, turn: jax.Array, view: tuple[float, float]) -> jax.Array:
   """Frames [E T H W 3] of a camera that stood turned by `turn` [E T], as seen without that turn."""
   where, _ = poses_lib.turn_grid(
-      -turn, (frames.shape[2], frames.shape[3]), half_view=_HALF_VIEW,
-      pitch=memory_maze.CAMERA_PITCH)
+      -turn, (frames.shape[2], frames.shape[3]), half_view=view[0], pitch=view[1])
   flat = lambda x: x.reshape(-1, *x.shape[2:])
   found = poses_lib.sample_grid(flat(frames).astype(jnp.float32), flat(where))
   return jnp.round(found).astype(jnp.uint8).reshape(frames.shape)

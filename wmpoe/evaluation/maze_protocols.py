@@ -43,6 +43,8 @@ class Study:
     measures: By name.
     odometry: Optional `(network, params)` for the arms without true poses.
     baselines: Networks to compare with, by the name of their arm; see `maze_baselines`.
+    planar: Whether poses are (x, y, heading).
+    view: Of the camera, see `maze.Problem`.
     progress: Makes a progress display out of the number of stages.
   """
 
@@ -55,6 +57,8 @@ class Study:
   progress: Callable[[int], Any]
   odometry: tuple[Any, Any] | None = None
   baselines: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  planar: bool = True
+  view: tuple[float, float] | None = maze.MAZE_VIEW
 
   @property
   def memories(self) -> tuple[str, ...]:
@@ -80,7 +84,8 @@ class Study:
             poses=item.poses[first:]) for item in self.episodes] if first else self.episodes
     return maze.problem(
         episodes, [item[first:] for item in self.latents], history=history, starts=starts,
-        length=self.setting['chunks'] * self.model.chunk, windows=self._windows)
+        length=self.setting['chunks'] * self.model.chunk, windows=self._windows,
+        planar=self.planar, view=self.view)
 
 
 Body = dict[str, Any]
@@ -94,7 +99,15 @@ def table1(study: Study) -> Outcome:
 
 
 def revisit(study: Study) -> Outcome:
-  """Frames from several places on, split into those seen long ago and those never seen."""
+  """Frames from several places on, split into those seen long ago and those never seen.
+
+  Raises:
+    ValueError: if poses are not planar: what is a revisit is not known then.
+  """
+  if not study.planar:
+    raise ValueError(
+        'The protocol revisit needs planar poses (x, y, heading), which say what was seen before; '
+        'these episodes have none. Use table1, or record them.')
   return _arms_and_controls(study, study.setting['starts'], split=True)
 
 

@@ -1,0 +1,200 @@
+"""docs/own_data.md, command by command, on a gymnasium environment at tiny scale."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import shlex
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmpoe import zoo
+from wmpoe.commands import common
+from wmpoe.commands import own_data
+from wmpoe.data import folder
+from wmpoe.data import spaces
+from wmpoe.data.sources import rollouts
+from wmpoe.evaluation import results
+from wmpoe.experts import objective
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_GUIDE = (_ROOT / 'docs' / 'own_data.md').read_text(encoding='utf-8')
+_TRAIN = ['--config.train.batch_size=2', '--config.train.steps=2', '--config.train.log_every=1']
+_MODEL = ['--config.model.width=16', '--config.model.depth=1', '--config.model.heads=1',
+          '--config.model.target=2']
+_TINY = {
+    'autoencoder': [*_TRAIN, '--config.autoencoder.widths=(8, 8)',
+                    '--config.autoencoder.depth=(1, 1)'],
+    'spatial': [*_TRAIN, *_MODEL, '--config.encoder.width=8', '--config.encoder.heads=1',
+                '--config.encoder.depth=1', '--config.retrieval.count=2',
+                '--config.data.history=4'],
+    'eval': ['--seeds=1', '--episodes=2', '--config.protocol.history=8',
+             '--config.protocol.starts=(8, 9)', '--config.protocol.chunks=1',
+             '--config.compose.num_steps=1', '--config.compose.long_term.writing.steps=1',
+             '--config.compose.long_term.writing.target=2',
+             '--config.compose.long_term.writing.capacity=16',
+             '--config.compose.long_term.lora.rank=2'],
+}
+
+
+def _tiny(command):
+  if command[0] == 'train':
+    return _TINY[next(a for a in command if a.startswith('--config=')).partition(':')[2]]
+  return _TINY.get(command[0], [])
+
+
+def _commands():
+  """The commands of the guide's sh blocks, without `python -m wmpoe`."""
+  blocks = re.findall(r'```sh\n(.*?)```', _GUIDE, flags=re.DOTALL)
+  lines = [line for block in blocks for line in block.splitlines()]
+  assert all(line.startswith('python -m wmpoe ') for line in lines)
+  return [shlex.split(line)[3:] for line in lines]
+
+
+def _room(gymnasium):
+  """A square room with walls of four colours, seen by a camera that looks along the heading."""
+
+  class Room(gymnasium.Env):
+    action_space = gymnasium.spaces.Discrete(3)
+    observation_space = gymnasium.spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    metadata = {'render_modes': ['rgb_array'], 'render_fps': 5}
+    colours = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 230], [230, 220, 50]])
+
+    def reset(self, *, seed=None, options=None):
+      super().reset(seed=seed)
+      self.pose = np.array([*self.np_random.uniform(0.5, 1.5, 2), self.np_random.uniform(-3, 3)])
+      self.time = 0
+      return self.render(), {}
+
+    def step(self, action):
+      turn, ahead = ((0.4, 0), (-0.4, 0), (0, 0.2))[action]
+      self.pose[2] += turn
+      direction = np.array([np.cos(self.pose[2]), np.sin(self.pose[2])])
+      self.pose[:2] = np.clip(self.pose[:2] + ahead * direction, 0.2, 1.8)
+      self.time += 1
+      return self.render(), 0.0, False, self.time == 13, {}
+
+    def render(self):
+      angles = self.pose[2] + np.linspace(0.64, -0.64, 16)
+      rays = np.stack([np.cos(angles), np.sin(angles)])
+      with np.errstate(divide='ignore'):
+        reach = (np.where(rays > 0, 2, 0) - self.pose[:2, None]) / rays
+      wall = reach.argmin(axis=0) * 2 + (np.take_along_axis(
+          rays, reach.argmin(axis=0)[None], axis=0)[0] > 0)
+      height = 8 / (1 + reach.min(axis=0))
+      inside = np.abs(np.arange(16) - 7.5)[:, None] < height
+      return np.where(inside[..., None], self.colours[wall], 90).astype(np.uint8)
+
+  return Room()
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+  """The folders that the guide starts from."""
+  gymnasium = pytest.importorskip('gymnasium')
+  image = pytest.importorskip('PIL.Image')
+  monkeypatch.chdir(tmp_path)
+  for seed, name in enumerate(('train', 'validation', 'test')):
+    rng = np.random.default_rng(seed)
+    with rollouts.EpisodeRecorder(
+        _room(gymnasium), f'data/own/{name}', pose=lambda env: env.pose,
+        poses=spaces.PLANAR) as env:
+      for _ in range(2):
+        _, done = env.reset(seed=int(rng.integers(1000))), False
+        while not done:
+          *_, done, _ = env.step(int(rng.integers(3)))
+  pictures = tmp_path / 'recordings' / 'a'
+  pictures.mkdir(parents=True)
+  for t, frame in enumerate(np.load(folder.files('data/own/test')[0])['frames'][:3]):
+    image.fromarray(frame).save(pictures / f'{t}.png')
+  (pictures / 'actions.csv').write_text('action\nleft\nright\nleft\n')
+  (tmp_path / 'configs').symlink_to(_ROOT / 'configs')
+  return tmp_path
+
+
+def test_the_guide_from_recording_to_report(recorded, wmpoe, monkeypatch):
+  monkeypatch.chdir(recorded)
+  commands = _commands()
+  assert [c[0] for c in commands] == [
+      *['data'] * 4, 'train', 'encode', 'encode', 'train', 'eval']
+  for command in commands:
+    done = wmpoe(*command, *_tiny(command))
+    assert done.code == 0, (command, done.err)
+    assert 'Traceback' not in done.err
+  out = results.read(recorded / 'outputs' / 'own' / 'revisit.json')
+  assert {'base', 'long_term', 'spatial', 'all', 'copy_turned'} <= set(out['arms'])
+  assert list(out['controls']) == ['other_episode', 'shuffled_history']
+  assert out['arms']['spatial']['psnr']['n'] == 2
+  assert out['meta']['config']['env']['environment'] == 'Room'
+  for flags, message in (([], 'Give the experts you trained on your data'),
+                         (['--experts=spatial=spatial.npz'], 'spatial.npz was trained on')):
+    done = wmpoe('eval', '--config=configs/own_data.py', '--source=data/recorded', *flags)
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_what_is_for_other_worlds_says_so(wmpoe):
+  config = f'--config={_ROOT}/configs/own_data.py'
+  done = wmpoe('collect', config)
+  assert done.code == 2 and 'your own are converted' in done.err
+  done = wmpoe('encode', f'{config}:pixels', '--source=a', '--workdir=b')
+  assert done.code == 2 and 'names no trained autoencoder' in done.err
+  done = wmpoe('train', f'{config}:odd')
+  assert done.code == 2 and "Unknown variant 'odd' of configs/own_data.py" in done.err
+
+
+def _world(poses, size=16):
+  return spaces.Spaces(
+      environment='toy', frame=(size, size), poses=poses,
+      actions=spaces.Actions(kind='continuous', names=('a', 'b')))
+
+
+def _folder(path, world):
+  path.mkdir()
+  text = json.dumps({**world.to_json(), 'format': 'wmpoe.episode', 'version': 1})
+  (path / 'spaces.json').write_text(text)
+  return str(path)
+
+
+def _description(variant):
+  spec = importlib.util.spec_from_file_location('own', _ROOT / 'configs' / 'own_data.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return common.plain(module.get_config(variant))
+
+
+@pytest.mark.parametrize('poses', [
+    spaces.Poses(), spaces.Poses(kind='vector', names=('j',)), spaces.PLANAR])
+def test_worlds_with_and_without_poses_have_a_base_that_runs(tmp_path, poses):
+  described = _description('pixels_base')
+  own_data.fit(described, _folder(tmp_path / 'd', _world(poses)))
+  described['model'].update(width=16, depth=1, heads=1)
+  model, shapes = zoo.model(described), zoo.shapes(described)
+  assert (model.pose_code is None) == (poses.kind != 'planar')
+  frames = model.context + described['model']['target']
+  clip = objective.Clip(
+      frames=jnp.zeros((2, frames, 16, 16, 3), jnp.uint8), actions=jnp.zeros((2, frames, 2)),
+      poses=jnp.zeros((2, frames, poses.dim)), valid=jnp.ones((2, frames), bool))
+  loss = jax.eval_shape(
+      lambda params, key: objective.clip_loss(model, params, clip, key, zoo.objective(described)),
+      shapes, jax.random.key(0))
+  assert loss.shape == ()
+  # The long-term memory writes a table keyed by place, or the layers where there is none.
+  targets = described['compose']['long_term']['lora']['targets']
+  assert (targets == ['field']) == (poses.kind == 'planar')
+
+
+def test_what_does_not_fit_the_folder_is_named(tmp_path):
+  fit = lambda variant, path: own_data.fit(_description(variant), path)
+  poseless = _folder(tmp_path / 'poseless', _world(spaces.Poses()))
+  with pytest.raises(ValueError, match="kind 'none', the spatial expert needs planar ones"):
+    fit('pixels_spatial', poseless)
+  with pytest.raises(ValueError, match='frames are 20x20, no multiple of the patch, 8'):
+    fit('pixels_base', _folder(tmp_path / 'odd', _world(spaces.PLANAR, 20)))
+  with pytest.raises(ValueError, match=r'--config\.data\.folder=FOLDER to train'):
+    fit('pixels_base', '')
+  with pytest.raises(FileNotFoundError, match=r'nowhere/spaces\.json does not exist'):
+    fit('pixels_base', str(tmp_path / 'nowhere'))

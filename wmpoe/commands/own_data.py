@@ -1,0 +1,77 @@
+"""Fits the run card of configs/own_data.py to a folder of episodes: what spaces.json says."""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+
+from wmpoe import zoo
+from wmpoe.data import inspection
+from wmpoe.data import latents
+from wmpoe.networks import lora
+
+NAME = 'own_data'
+
+
+def fit(description: dict[str, Any], folder: str | None) -> None:
+  """Completes a description of 'own_data' in place; those of other environments are left alone.
+
+  Written into it are: the environment, as the folder's spaces.json or its latent cache says; the
+  shape of latents, as the autoencoder says; how poses are given to the network; and, where there
+  are no planar poses, adapters of the layers in place of a table keyed by place.
+
+  Args:
+    description: With 'env' `{'name': 'own_data'}`.
+    folder: Of episodes or latents.
+
+  Raises:
+    FileNotFoundError: a folder that is neither.
+    ValueError: a spaces.json that makes no sense, an expert that needs poses there are none of,
+      frames that do not fit the network's patches.
+  """
+  if description['env']['name'] != NAME:
+    return
+  if not folder:
+    raise ValueError('Give the folder of your episodes: --config.data.folder=FOLDER to train, '
+                     '--source=FOLDER to encode and evaluate.')
+  description['env'] = _environment(folder)
+  spaces = zoo.environment(description['env'])
+  planar = spaces.poses.kind == 'planar'
+  if 'compose' in description and not planar and description['compose'].get('long_term'):
+    description['compose']['long_term']['lora'].update(
+        rank=32, alpha=32.0, targets=list(lora.TARGETS))
+  if description.get('expert') in ('spatial', 'odometry') and not planar:
+    raise ValueError(
+        f'{folder}: poses are of kind {spaces.poses.kind!r}, the {description["expert"]} expert '
+        'needs planar ones (x, y, heading). Record them (docs/own_data.md), or train base and '
+        'short_term, and compose them with the long-term memory, which needs no poses.')
+  model = description.get('model')
+  if model is None:
+    return
+  if isinstance(description.get('autoencoder'), str) and description['autoencoder']:
+    space, _ = zoo.load_latent_space(description['autoencoder'])
+    model['latent'] = list(space.network.latent_shape)
+  if not planar:
+    model['pose_kind'] = 'vector' if spaces.pose_dim else 'none'
+    model['pose_code'] = {}
+  shape = tuple(model.get('latent') or spaces.frame_shape)
+  if shape[0] % model['patch'] or shape[1] % model['patch']:
+    raise ValueError(
+        f'{folder}: frames are {shape[0]}x{shape[1]}{" latents" * bool(model.get("latent"))}, no '
+        f'multiple of the patch, {model["patch"]}. Convert them to another --size, or set '
+        '--config.model.patch.')
+
+
+def _environment(folder: str) -> dict[str, Any]:
+  path = pathlib.Path(folder)
+  if (path / latents.INDEX).is_file():
+    env = latents.read_index(path).get('env', {})
+    if not isinstance(env, Mapping) or env.get('name') != NAME:
+      raise ValueError(f'{path} holds latents of another environment than own data: {env}.')
+    return dict(env)
+  return {'name': NAME, **inspection.spaces_of(path).to_json()}
+
+
+def view(description: Mapping[str, Any]) -> tuple[float, float] | None:
+  """The camera that the config tells of: half its field of view and its pitch, radians."""
+  camera = description.get('camera') or {}
+  return (camera['half_view'], camera['pitch']) if camera.get('half_view') else None
