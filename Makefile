@@ -2,6 +2,8 @@
 # test   lint, then the whole test suite
 # lint   ruff, mypy and the floors of the house (import-linter)
 # bench  every script of benchmarks/
+# colab  run every notebook of colab/
+# docs   build the documentation site into outputs/docs
 # clean  remove .venv and caches; outputs/ is yours and stays
 #
 # `make test-lowest` runs the suite on the oldest versions that setup.py allows.
@@ -25,7 +27,7 @@ echo >&2 'Install it (Debian and Ubuntu: apt install python3-venv), or name your
 exit 1
 endef
 
-.PHONY: demo test lint bench clean test-lowest
+.PHONY: demo test lint bench colab docs clean test-lowest
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m wmpoe demo
@@ -41,6 +43,12 @@ lint: $(VENV)/installed-test
 bench: $(VENV)/installed-demo
 	@set -e; for script in benchmarks/*.py; do \
 	  echo "== $$script"; $(BIN)/python $$script; done
+
+colab: $(VENV)/installed-colab
+	$(BIN)/python colab/run.py
+
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache \
@@ -58,6 +66,16 @@ $(VENV)/made:
 $(VENV)/installed-demo: setup.py | $(VENV)/made
 	@echo 'Installing wmpoe and what the demo needs into $(VENV): a minute or two'
 	@$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/installed-colab: setup.py | $(VENV)/made
+	@echo 'Installing wmpoe and what the notebooks need into $(VENV): a minute or two'
+	@$(BIN)/python $(PIP_INSTALL) -e '.[demo,colab]'
+	@touch $@
+
+$(VENV)/installed-docs: setup.py | $(VENV)/made
+	@echo 'Installing wmpoe and what its documentation site needs into $(VENV): a minute or two'
+	@$(BIN)/python $(PIP_INSTALL) -e '.[docs]'
 	@touch $@
 
 $(VENV)/installed-test: setup.py | $(VENV)/made
