@@ -71,7 +71,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   if flags.package and not flags.package.endswith('.npz'):
     raise ValueError(f'--package={flags.package} must be a file named *.npz.')
   description = common.plain(config)
-  for use in ('compose', 'protocol'):  # how experts are used is no part of how they are trained
+  for use in ('compose', 'protocol', 'camera'):  # how experts are used, not how they are trained
     description.pop(use, None)
   own_data.fit(description, description['data'].get('folder'))
   runs.pin_encoder(description)
