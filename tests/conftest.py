@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -25,6 +26,13 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 # The same examples in every run, and no deadline: the first call of a jitted function compiles.
 hypothesis.settings.register_profile('wmpoe', derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile('wmpoe')
+
+
+def pytest_collection_finish():
+  """Tracing makes garbage by the hundred thousand; what is imported by now is none of it."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture
