@@ -30,10 +30,10 @@ MODEL = key_frames.KeyFrameModel(
 
 @pytest.fixture(scope='module')
 def params():
-  made = jax.jit(lambda key: MODEL.init(key, action_dim=2, pose_dim=3))(jax.random.key(0))
   # Zero-initialised layers would hide everything; noise makes each of them count.
-  return jax.tree.map(
-      lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), made)
+  noisy = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
+  make = jax.jit(lambda key: jax.tree.map(noisy, MODEL.init(key, action_dim=2, pose_dim=3)))
+  return make(jax.random.key(0))
 
 
 def observation(batch, length, seed=0):
