@@ -13,6 +13,8 @@ VENV := .venv
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
+# Neighbours stay in one process, which shares what they compile and their fixtures.
+PYTEST_SPREAD := -n auto --dist worksteal
 PYTEST_ARGS ?=
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
@@ -33,7 +35,7 @@ demo: $(VENV)/installed-demo
 	$(BIN)/python -m wmpoe demo
 
 test: lint
-	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_SPREAD) $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -56,7 +58,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -n auto $(PYTEST_ARGS)
+	$(LOWEST)/bin/python -m pytest $(PYTEST_SPREAD) $(PYTEST_ARGS)
 
 # The stamps: an interrupted venv or install leaves none behind and is begun anew.
 $(VENV)/made:

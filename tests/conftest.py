@@ -1,8 +1,10 @@
 """Settings of the whole suite."""
 
+import gc
 import os
 import pathlib
 import sys
+import tempfile
 
 import hypothesis
 import pytest
@@ -12,9 +14,25 @@ import pytest
 # rounding, and tests of bit-identity compare runs of several processes.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
+# What one process has compiled no other compiles again, nor does a process for its second jit of
+# the same program: pytest-xdist's workers and the processes that tests start inherit the folder,
+# which goes with the process that made it. A folder named from outside is used, and kept.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _compiled = tempfile.TemporaryDirectory(prefix='wmpoe-compiled-', ignore_cleanup_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+
 # The same examples in every run, and no deadline: the first call of a jitted function compiles.
 hypothesis.settings.register_profile('wmpoe', derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile('wmpoe')
+
+
+def pytest_collection_finish():
+  """Tracing makes garbage by the hundred thousand; what is imported by now is none of it."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The ten laws of the house, one by one, on small real networks."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +42,10 @@ def dreamt_by_base(written):
   return imagine(BASE.init(2), *CONDITIONS, KEYS)[1], imagine(after, *CONDITIONS, KEYS)[1]
 
 
+@functools.partial(jax.jit, static_argnames='rule')
 def _estimate(base, contrasts, rule=composition.shared_base):
-  """A composed estimate for one pair of episodes, jitted."""
-  x, logsnr = small.noisy(2, 2)
-  return jax.jit(lambda b, c: composition.compose(b, c, rule)(x, logsnr))(base, contrasts)
+  """A composed estimate for one pair of episodes."""
+  return composition.compose(base, contrasts, rule)(*small.noisy(2, 2))
 
 
 @pytest.fixture(scope='module')

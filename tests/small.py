@@ -57,10 +57,14 @@ def random_tree(shapes, seed=0):
           size=s.shape, scale=s.shape[0]**-0.5 if len(s.shape) > 1 else 0.1), jnp.float32), shapes)
 
 
+@functools.cache
+def _shapes(described):
+  return jax.eval_shape(lambda key: described.init(key, **DIMS), jax.random.key(0))
+
+
 def params(described, seed=0):
   """Random parameters of an `expert.Model` or a `spatial.SpatialModel`."""
-  return random_tree(
-      jax.eval_shape(lambda key: described.init(key, **DIMS), jax.random.key(0)), seed)
+  return random_tree(_shapes(described), seed)
 
 
 def conditions(batch, frames, seed=0):
@@ -102,9 +106,10 @@ def spatial_model(*, context=2, **changes):
 
 
 @functools.cache
-def experts(seed=0):
+def experts(seed=0, **changes):
   """`base, short_term, long_term, spatial` as attributes."""
-  net, longer, mapped = model(), model(context=4, window=2, full_every=2), spatial_model()
+  net, longer = model(**changes), model(context=4, window=2, full_every=2, **changes)
+  mapped = spatial_model(**changes)
   weights = params(net, seed)
   return types.SimpleNamespace(
       base=base_lib.Base(params=weights, model=net),

@@ -1,7 +1,9 @@
 """Runs commands in this process, on worlds small enough for a test."""
 
 import dataclasses
+import functools
 import importlib.util
+import json
 import pathlib
 
 import jax
@@ -26,6 +28,11 @@ class Outcome:
   code: int
   out: str
   err: str
+
+
+@functools.cache
+def _shapes(description):
+  return zoo.shapes(json.loads(description))
 
 
 class Tiny:
@@ -58,7 +65,7 @@ class Tiny:
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape, scale=0.1), jnp.float32),
-        zoo.shapes(description))
+        _shapes(json.dumps(description)))
 
   def save(self, path, description, params=None):
     """An expert's file; returns its path."""

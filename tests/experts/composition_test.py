@@ -160,6 +160,14 @@ def branches():
   return jax.jit(lambda: _Branches().all)()
 
 
+@pytest.fixture(scope='module')
+def alone(branches):
+  """What each of them says in a call of its own."""
+  noisy = small.noisy(2, 2)
+  run = jax.jit(lambda denoiser: denoiser(*noisy))
+  return {name: run(denoiser) for name, denoiser in branches.items()}
+
+
 @pytest.mark.parametrize(('names', 'calls'), [
     (['base', 'null'], 1),
     (['base', 'adapted', 'null'], 1),
@@ -170,7 +178,7 @@ def branches():
     (['base', 'other_weights'], 2),
     (['base', 'base', 'base'], 1),
 ])
-def test_branches_in_one_call_equal_separate_calls(branches, names, calls, monkeypatch):
+def test_branches_in_one_call_equal_separate_calls(branches, alone, names, calls, monkeypatch):
   members = [branches[name] for name in names]
   # Leaves that came out of one jit are distinct arrays: share the parameters again.
   shared = members[0].params if 'other_weights' not in names and 'map' not in names else None
@@ -183,7 +191,7 @@ def test_branches_in_one_call_equal_separate_calls(branches, names, calls, monke
   x, logsnr = small.noisy(2, 2)
   count = []
   call = expert.NetworkDenoiser.__call__
-  separate = [jax.jit(lambda *noisy, d=d: d(*noisy))(x, logsnr) for d in members]
+  separate = [alone[name] for name in names]
   monkeypatch.setattr(
       expert.NetworkDenoiser, '__call__', lambda *args: (count.append(1), call(*args))[1])
   together = jax.jit(lambda *noisy: composition.evaluate(members, *noisy))(x, logsnr)

@@ -30,10 +30,10 @@ MODEL = key_frames.KeyFrameModel(
 
 @pytest.fixture(scope='module')
 def params():
-  made = jax.jit(lambda key: MODEL.init(key, action_dim=2, pose_dim=3))(jax.random.key(0))
   # Zero-initialised layers would hide everything; noise makes each of them count.
-  return jax.tree.map(
-      lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), made)
+  noisy = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
+  make = jax.jit(lambda key: jax.tree.map(noisy, MODEL.init(key, action_dim=2, pose_dim=3)))
+  return make(jax.random.key(0))
 
 
 def observation(batch, length, seed=0):
@@ -87,12 +87,13 @@ def test_ring_keeps_the_newest(params):
   state = memory.init(2)
   assert not state.valid.any()
   part = lambda a, b: jax.tree.map(lambda x: x[:, a:b], seen)
-  state = memory.write(state, part(0, 3), jax.random.key(0))
+  write = jax.jit(memory.write)
+  state = write(state, part(0, 3), jax.random.key(0))
   assert state.valid.sum() == 6
-  state = memory.write(state, part(3, 6), jax.random.key(0))
+  state = write(state, part(3, 6), jax.random.key(0))
   held = {tuple(np.round(p, 4)) for p in np.asarray(state.poses[1]).tolist()}
   assert held == {tuple(np.round(p, 4)) for p in seen.poses[1, 2:].tolist()}
-  at_once = memory.write(memory.init(2), seen, jax.random.key(0))
+  at_once = write(memory.init(2), seen, jax.random.key(0))
   np.testing.assert_array_equal(
       np.sort(state.poses[0], axis=0), np.sort(at_once.poses[0], axis=0))
 
@@ -100,18 +101,23 @@ def test_ring_keeps_the_newest(params):
 @pytest.mark.parametrize('baseline', ['own', 'base'])
 def test_contrast_against_the_denoiser_without_memory(params, baseline):
   memory = key_frames.Posed(params=params, model=MODEL, capacity=8, baseline=baseline)
-  asked = query(2, 3, params)
-  state = memory.write(memory.init(2), observation(2, 5), jax.random.key(0))
-  contrast = memory.read(state, asked)
-  x = jax.random.normal(jax.random.key(3), (2, 3, 4, 4, 2))
-  level = jnp.zeros((2, 3))
-  base, positive = asked.base(x, level), contrast.positive(x, level)
+  state = jax.jit(memory.write)(memory.init(2), observation(2, 5), jax.random.key(0))
+
+  @jax.jit
+  def estimates(state):
+    asked = query(2, 3, params)
+    contrast = memory.read(state, asked)
+    noisy = jax.random.normal(jax.random.key(3), (2, 3, 4, 4, 2)), jnp.zeros((2, 3))
+    negative = None if contrast.negative is None else contrast.negative(*noisy)
+    return asked.base(*noisy), contrast.positive(*noisy), negative, contrast.empty
+
+  base, positive, negative, empty = estimates(state)
   assert np.abs(positive - base).max() > 1e-3
   if baseline == 'own':
-    np.testing.assert_allclose(contrast.negative(x, level), base, atol=1e-5)
+    np.testing.assert_allclose(negative, base, atol=1e-5)
   else:
-    assert contrast.negative is None
-  assert not contrast.empty.any() and memory.read(memory.init(2), asked).empty.all()
+    assert negative is None
+  assert not empty.any() and estimates(memory.init(2))[-1].all()
 
 
 def test_loss_trains_reader_and_denoiser_only_where_there_is_memory(params):
