@@ -176,9 +176,8 @@ def _maze(
         setting, description['env'], card['sha256'])
     if facts['left_out']:
       print(f'left out, as there are no weights that fit: {", ".join(facts["left_out"])}. Give '
-            'them with --config.protocol.baselines.NAME=FILE.npz (python -m wmpoe train makes '
-            'them).',
-            file=sys.stderr)
+            'them with --config.protocol.baselines.NAME=FILE.npz; python -m wmpoe train makes '
+            'them.', file=sys.stderr)
   body, strips = maze_protocols.PROTOCOLS[protocol](maze_protocols.Study(
       model=model, episodes=episodes,
       latents=[runs.in_pieces(encode, item.frames) if encode else item.frames

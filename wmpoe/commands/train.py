@@ -53,14 +53,15 @@ def _evaluator(task: Any, description: dict[str, Any]) -> Any:
   return evaluate
 
 
-def _flops(task: Any, params: Any, batches: Any) -> float:
-  """Floating-point operations of a step's loss and gradient, as XLA counts them.
+def _flops(task: Any, params: Any, batches: Any, steps: int) -> float | None:
+  """Floating-point operations of so many losses and gradients, as XLA counts them; None if not.
 
   It counts a loop's body once: of a state-space model's recurrence, a hundredth of it, the most is
   missing where that is sequential.
   """
   step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
-  return step.lower(params, next(batches), jax.random.key(0)).cost_analysis()['flops']
+  counted = step.lower(params, next(batches), jax.random.key(0)).cost_analysis()
+  return None if counted is None else steps * counted['flops']
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -89,7 +90,7 @@ def run(flags: absl_flags.FlagValues) -> None:
         'seed': description['train']['seed'],
         'steps': result.step,
         'train_seconds': metrics_log.read(flags.workdir)[-1]['seconds'],
-        'train_flops': result.step * _flops(task, result.state.ema, batches),
+        'train_flops': _flops(task, result.state.ema, batches, result.step),
         'command': (f'python -m wmpoe train --config=configs/{description["env"]["name"]}.py:'
                     f'{description.get("variant", description["expert"])} '
                     f'--workdir={flags.workdir} --package={flags.package}'),

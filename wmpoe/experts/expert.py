@@ -76,8 +76,9 @@ class Model:
     """
     if self.pose_code is None:
       return past, poses
-    at = jnp.full(valid.shape[:1], -1) if self.anchor == 'last' else jnp.argmax(valid, axis=1)
-    anchor = jax.vmap(lambda p, i: p[i])(past, at) if valid.shape[1] else poses[:, 0]
+    anchor = past[:, -1]
+    if self.anchor == 'first':
+      anchor = jax.vmap(lambda p, v: p[jnp.argmax(v)])(past, valid)
     anchor = jnp.where(valid[:, -1:], anchor, poses[:, 0])
     return self.pose_code(past, anchor), self.pose_code(poses, anchor)
 

@@ -30,8 +30,8 @@ class HistoryGuidance:
     model: Static.
     windows: Static; for each sub-window of the history how many of the newest frames it begins and
       ends before: (33, 0) are the newest 33, (33, 8) those but the newest 8.
-    strengths: Static; w of each window. One window of the whole history is vanilla guidance, and
-      with a strength of one no guidance.
+    strengths: w of each window. One window of the whole history is vanilla guidance, and with a
+      strength of one no guidance.
     action_dim: A.
     pose_dim: P.
 
@@ -40,10 +40,10 @@ class HistoryGuidance:
   """
 
   params: Any
+  strengths: tuple[Any, ...]
   weight: Any = 1.0
   model: expert.Model = struct.field(pytree_node=False, kw_only=True)
   windows: tuple[tuple[int, int], ...] = struct.field(pytree_node=False, kw_only=True)
-  strengths: tuple[float, ...] = struct.field(pytree_node=False, kw_only=True)
   action_dim: int = struct.field(pytree_node=False, kw_only=True)
   pose_dim: int = struct.field(pytree_node=False, kw_only=True)
 
