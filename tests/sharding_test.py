@@ -163,6 +163,9 @@ def test_on_one_device_everything_is_whole_and_equal():
   mesh = sharding.make_mesh({}, jax.devices()[:1])
   make = lambda key: {'w': jax.random.normal(key, (4, 4))}
   small.same(sharding.create(mesh, make, jax.random.key(0)), jax.jit(make)(jax.random.key(0)))
-  np.testing.assert_array_equal(sharding.batch_rows(mesh, 3), [0, 1, 2])
+  assert sharding.batch_rows(mesh, 3) == (0, 1, 2)
   rows = {'x': np.arange(6.0, dtype=np.float32).reshape(3, 2)}
-  small.same(sharding.global_batch(mesh, rows, 3), rows)
+  placed = sharding.global_batch(mesh, rows, 3)
+  small.same(placed, rows)
+  assert isinstance(sharding.gathered(mesh, placed)['x'], np.ndarray)
+  small.same(sharding.gathered(mesh, placed), rows)

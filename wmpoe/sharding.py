@@ -15,6 +15,7 @@ import re
 from typing import Any
 
 import jax
+from jax import ad_checkpoint
 import numpy as np
 
 NamedSharding = jax.sharding.NamedSharding
@@ -183,7 +184,43 @@ def create(mesh: jax.sharding.Mesh, make: Callable[..., Any], *args: Any, rules:
   return jax.jit(make, out_shardings=layout)(*args)
 
 
-def batch_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
+def whole_at_use(function: Callable[..., Any], layout: Any) -> Callable[..., Any]:
+  """`function(params, ...)`, differentiable, with parameters that are whole along 'fsdp' inside.
+
+  Left to itself XLA may split activations as it finds parameters split. Here these are gathered
+  where they are used, not kept for the backward pass but gathered again, and their gradients are
+  summed into the layout: what ZeRO does in its third stage.
+
+  Args:
+    function: Of parameters and other arguments.
+    layout: Tree of NamedSharding, where the parameters lie outside.
+  """
+  if all(place.mesh.shape['fsdp'] == 1 for place in jax.tree.leaves(layout)):
+    return function
+  whole = jax.tree.map(_without_fsdp, layout)
+
+  @jax.custom_vjp
+  def gather(params):
+    return jax.lax.with_sharding_constraint(params, whole)
+
+  gather.defvjp(
+      lambda params: (jax.lax.with_sharding_constraint(params, whole), None),
+      lambda _, grads: (jax.lax.with_sharding_constraint(grads, layout),))
+
+  def inside(params, *args):
+    return function(ad_checkpoint.checkpoint_name(gather(params), 'gathered'), *args)
+
+  keep = jax.checkpoint_policies.save_anything_except_these_names('gathered')
+  return jax.checkpoint(inside, policy=keep)
+
+
+def _without_fsdp(place: NamedSharding) -> NamedSharding:
+  axes = [(axis,) if isinstance(axis, str) else tuple(axis or ()) for axis in place.spec]
+  kept = [tuple(name for name in names if name != 'fsdp') or None for names in axes]
+  return NamedSharding(place.mesh, PartitionSpec(*kept))
+
+
+def batch_rows(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, ...]:
   """Rows of a global batch that this process has to provide, ascending.
 
   Processes that hold the same rows (where 'tensor' spans them) are each given them.
@@ -193,7 +230,8 @@ def batch_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
   """
   check_divides(mesh, ('data', 'fsdp'), batch_size, 'batch_size')
   held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-  return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held.values()]))
+  return tuple(sorted({
+      row for index in held.values() if index for row in range(batch_size)[index[0]]}))
 
 
 def global_batch(mesh: jax.sharding.Mesh, rows: Any, batch_size: int) -> Any:
@@ -210,6 +248,12 @@ def global_batch(mesh: jax.sharding.Mesh, rows: Any, batch_size: int) -> Any:
   place = batch_sharding(mesh)
   return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(place, x, (batch_size, *x.shape[1:])), rows)
+
+
+def gathered(mesh: jax.sharding.Mesh, tree: Any) -> Any:
+  """Every array whole, as numpy, in the memory of each process; a device holds one at a time."""
+  whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))
+  return jax.tree.map(lambda leaf: np.asarray(whole(leaf)), tree)
 
 
 def bytes_per_device(shapes: Any, layout: Any) -> int:
