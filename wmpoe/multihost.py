@@ -8,13 +8,14 @@ return at once. A process that is lost ends all others within seconds, with a me
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import itertools
 import os
 import re
 import socket
 import threading
 import time
-from typing import Literal
+from typing import Literal, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -25,6 +26,7 @@ from wmpoe import roll_call
 VARIABLES = ('WMPOE_COORDINATOR', 'WMPOE_NUM_PROCESSES', 'WMPOE_PROCESS_ID')
 _LATER = 60.0  # jax's own limit for joining: ours, which has the clearer message, comes first.
 _GRACE = 2.0  # Seconds in which news of a lost process overtakes the errors that it caused.
+_LINGER = 0.5
 _ADDRESS_BYTES = 256
 
 
@@ -124,6 +126,12 @@ def is_main() -> bool:
   return pod is None or pod.process == 0
 
 
+def is_alone() -> bool:
+  """Whether there is one process."""
+  pod = _current()
+  return pod is None or pod.member is None
+
+
 def agree(flag: bool) -> bool:
   """Whether the flag is true on any process; every process must ask, in the same order.
 
@@ -164,11 +172,20 @@ def leave() -> None:
   pod.member.leave()
 
 
+def await_news() -> None:
+  """Waits a moment after an error: one that a lost process caused is overtaken by that news.
+
+  The news ends this process; see `roll_call`.
+  """
+  if not is_alone():
+    time.sleep(_GRACE)
+
+
 def abort(code: int, message: str) -> None:
   """Ends every process of the pod, this one included; returns if there is no pod.
 
   An error on one process leaves the others waiting in a collective, and jax waits at exit for those
-  that wait; hence no return. If the error came from a lost process, that is what is said.
+  that wait; hence no return.
 
   Args:
     code: exit code of all processes.
@@ -177,9 +194,8 @@ def abort(code: int, message: str) -> None:
   if _pod is None:
     return
   if _pod.member is not None:
-    time.sleep(_GRACE)
     _pod.member.fail(roll_call.End(message=message, code=code))
-  os._exit(code)
+  _exit(code, _pod.process)
 
 
 def _current() -> _Pod | None:
@@ -194,7 +210,8 @@ def _join(place: Place, timeout: float, heartbeat: int) -> _Pod:
   """First all are here, then jax is told: its own joining aborts the process when it times out."""
   member = roll_call.Member(
       (place.host, place.port), process=place.process, processes=place.processes, timeout=timeout,
-      on_end=_stop, facts={'port': _free_port()} if place.process == 0 else None)
+      on_end=functools.partial(_stop, process=place.process),
+      facts={'port': _free_port()} if place.process == 0 else None)
   host = f'[{place.host}]' if ':' in place.host else place.host
   try:
     jax.distributed.initialize(
@@ -208,10 +225,11 @@ def _join(place: Place, timeout: float, heartbeat: int) -> _Pod:
 
 def _join_detected(timeout: float, heartbeat: int) -> _Pod:
   """Lets jax find the pod; the connections of the roll are made through it."""
-  watch = threading.Timer(timeout, lambda: _stop(roll_call.End(message=(
+  late = roll_call.End(message=(
       f'Not every process joined within {timeout:g} s. Check that every host of the pod runs the '
       'same command, that its log shows no earlier error, and that hosts reach one another '
-      '(firewall). Slow hosts: a longer --join_timeout.'))))
+      '(firewall). Slow hosts: a longer --join_timeout.'))
+  watch = threading.Timer(timeout, _stop, args=(late,))
   watch.daemon = True
   watch.start()
   try:
@@ -234,15 +252,22 @@ def _join_detected(timeout: float, heartbeat: int) -> _Pod:
   told = np.asarray(multihost_utils.broadcast_one_to_all(told))
   host, port = told.tobytes().rstrip(b'\0').decode().split()
   member = roll_call.Member(
-      (host, int(port)), process=process, processes=processes, timeout=timeout, on_end=_stop)
+      (host, int(port)), process=process, processes=processes, timeout=timeout,
+      on_end=functools.partial(_stop, process=process))
   return _Pod(process=process, member=member)
 
 
-def _stop(end: roll_call.End) -> None:
+def _stop(end: roll_call.End, process: int = 0) -> None:
   """Ends this process at once: its main thread may be in a collective that never returns."""
   os.write(2, f'wmpoe: {end.message}\n'.encode())
-  time.sleep(0.5)  # With process 0 go the connections over which the others are told.
-  os._exit(end.code)
+  _exit(end.code, process)
+
+
+def _exit(code: int, process: int) -> NoReturn:
+  """Goes without jax's farewell, which waits for processes that will never come."""
+  if process == 0:  # Its end makes jax abort the others: they shall have read the news before.
+    time.sleep(_LINGER)
+  os._exit(code)
 
 
 def _free_port() -> int:

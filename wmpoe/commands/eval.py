@@ -24,6 +24,7 @@ from typing import Any
 from absl import flags as absl_flags
 import jax
 
+from wmpoe import multihost
 from wmpoe import world_model
 from wmpoe import zoo
 from wmpoe.commands import common
@@ -43,6 +44,7 @@ PROTOCOLS = {'cards': ('recall', 'steps'), 'memory_maze': tuple(maze_protocols.P
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   """Adds the flags of `eval`."""
   common.define_config(flags, argv)
+  common.define_distributed(flags)
   define = lambda kind, *args, **kw: getattr(
       absl_flags, f'DEFINE_{kind}')(*args, flag_values=flags, **kw)
   define('string', 'protocol', None, 'One of ' + '; '.join(
@@ -95,6 +97,8 @@ def run(flags: absl_flags.FlagValues) -> None:
   facts = {key: description[key] for key in ('env', 'compose')}
   measure = _maze if name == 'memory_maze' else _cards
   body, strips, about = measure(protocol, model, description, flags)
+  if not multihost.is_main():  # It measured the same, and process 0 writes it.
+    return
   out = results.make(
       results.meta(command, {**facts, **about}, seeds=list(range(flags.seeds)),
                    seconds=time.monotonic() - begun), **body)

@@ -4,6 +4,7 @@
 
 The same command continues a run that was stopped or killed, bit for bit. With --package the
 averaged weights are written to a single file with a card when the run is finished.
+On several hosts every process runs the same command, with --distributed (docs/pods.md).
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from absl import flags as absl_flags
 import jax
 import numpy as np
 
+from wmpoe import multihost
 from wmpoe import packaged
+from wmpoe import roll_call
 from wmpoe.commands import common
 from wmpoe.commands import runs
 from wmpoe.training import metrics_log
@@ -25,6 +28,7 @@ _EVAL_BATCHES = 8
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   """Adds the flags of `train`."""
   common.define_config(flags, argv)
+  common.define_distributed(flags)
   absl_flags.DEFINE_string(
       'workdir', None, 'Folder of the run: checkpoints, metrics.jsonl, config.json.',
       flag_values=flags)
@@ -52,18 +56,21 @@ def _evaluator(task: Any, description: dict[str, Any]) -> Any:
   return evaluate
 
 
-def _flops(task: Any, params: Any, batches: Any) -> float:
+def _flops(task: Any, params: Any, batch: Any, batch_size: int) -> float:
   """Floating-point operations of a step's loss and gradient, as XLA counts them.
 
   It counts a loop's body once: of a state-space model's recurrence, a hundredth of it, the most is
   missing where that is sequential.
   """
+  shape = lambda leaf, size=(): jax.ShapeDtypeStruct((*size, *leaf.shape[len(size):]), leaf.dtype)
   step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
-  return step.lower(params, next(batches), jax.random.key(0)).cost_analysis()['flops']
+  return step.lower(
+      jax.tree.map(shape, params), jax.tree.map(lambda x: shape(x, (batch_size,)), batch),
+      jax.random.key(0)).cost_analysis()['flops']
 
 
-def run(flags: absl_flags.FlagValues) -> None:
-  """Trains, and packages if asked."""
+def run(flags: absl_flags.FlagValues) -> int:
+  """Trains, and packages if asked; returns 75 if a signal ended it before its last step."""
   config = common.config_of(flags)
   if not flags.workdir:
     raise ValueError('Give the folder of the run, for instance --workdir=runs/cards_base.')
@@ -80,19 +87,33 @@ def run(flags: absl_flags.FlagValues) -> None:
       task, batches, flags.workdir, config=trainer.TrainConfig(**description['train']),
       eval_fn=evaluate, run_config={k: v for k, v in description.items() if k != 'train'})
   if flags.package and result.finished:
-    params = runs.finished(description, result.state.ema)
-    card = packaged.save(flags.package, params, {
-        'config': description,
-        'data': runs.data_of(description),
-        'seed': description['train']['seed'],
-        'steps': result.step,
-        'train_seconds': metrics_log.read(flags.workdir)[-1]['seconds'],
-        'train_flops': result.step * _flops(task, result.state.ema, batches),
-        'command': (f'python -m wmpoe train --config=configs/{description["env"]["name"]}.py:'
-                    f'{description.get("variant", description["expert"])} '
-                    f'--workdir={flags.workdir} --package={flags.package}'),
-        'result': evaluate(result.state.ema, result.step),
-        'licence': 'Apache-2.0',
-    })
-    print(f'wrote {flags.package} ({card["num_parameters"]:,} parameters); '
-          f'next: python -m wmpoe info --expert={flags.package}')
+    # What is spread over the pod needs every process; one of them writes.
+    params, measured = (
+        runs.finished(description, result.state.ema), evaluate(result.state.ema, result.step))
+    if multihost.is_main():
+      flops = _flops(
+          task, result.state.ema, next(batches), description['train']['batch_size'])
+      _package(flags, description, params, result.step, flops, measured)
+  return roll_call.TRY_AGAIN if result.reason == 'signal' else 0
+
+
+def _package(
+    flags: absl_flags.FlagValues, description: dict[str, Any], params: Any, steps: int,
+    flops: float, measured: dict[str, float],
+) -> None:
+  """Writes the finished expert to a file and says so."""
+  card = packaged.save(flags.package, params, {
+      'config': description,
+      'data': runs.data_of(description),
+      'seed': description['train']['seed'],
+      'steps': steps,
+      'train_seconds': metrics_log.read(flags.workdir)[-1]['seconds'],
+      'train_flops': steps * flops,
+      'command': (f'python -m wmpoe train --config=configs/{description["env"]["name"]}.py:'
+                  f'{description.get("variant", description["expert"])} '
+                  f'--workdir={flags.workdir} --package={flags.package}'),
+      'result': measured,
+      'licence': 'Apache-2.0',
+  })
+  print(f'wrote {flags.package} ({card["num_parameters"]:,} parameters); '
+        f'next: python -m wmpoe info --expert={flags.package}')
