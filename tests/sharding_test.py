@@ -18,6 +18,8 @@ from tests import small
 from wmpoe import sharding
 from wmpoe import zoo
 from wmpoe.commands import common
+from wmpoe.experts import expert
+from wmpoe.networks import ssm
 from wmpoe.training import state as state_lib
 
 P = jax.sharding.PartitionSpec
@@ -73,7 +75,8 @@ def described(file, variant):
 @pytest.mark.parametrize(('file', 'variant'), [
     ('cards.py', 'spatial'),  # a DiT and the map encoder
     ('memory_maze.py', 'cpu_spatial'),  # a DiT with a place field and the view reader
-    ('memory_maze.py', 'autoencoder'), ('memory_maze.py', 'odometry')])
+    ('memory_maze.py', 'cpu_ssm'), ('memory_maze.py', 'autoencoder'),
+    ('memory_maze.py', 'odometry')])
 def test_state_shrinks_as_the_fsdp_axis_for_every_network(file, variant):
   make = lambda params: state_lib.create(
       params, state_lib.make_optimizer(learning_rate=1e-3, warmup_steps=1, total_steps=2))
@@ -104,6 +107,21 @@ def test_layers_between_heads_and_hidden_units_are_split_by_them():
   assert list(reader.values()) == [
       P('fsdp', None), P('tensor', 'fsdp'), P('fsdp', 'tensor'), P(None, 'fsdp'),
       P('fsdp', 'tensor')]
+
+
+def test_the_channels_of_a_scan_are_split_from_end_to_end():
+  net = expert.Model(schedule=small.SCHEDULE, network=ssm.SSM(
+      width=16, depth=1, heads=2, patch=8, frame_shape=small.FRAME, context=2))
+  shapes = jax.eval_shape(lambda key: net.init(key, **small.DIMS), jax.random.key(0))
+  got = specs(abstract(fsdp=2, tensor=2), shapes['block_0']['time'])
+  inner = ('tensor', 'fsdp')
+  assert got == {
+      'time_in/kernel': P('fsdp', 'tensor'), 'time_in/bias': P(inner),
+      'time_gate/kernel': P('fsdp', 'tensor'), 'time_gate/bias': P(inner),
+      'step_down/kernel': P(inner, None), 'step_up/kernel': P(None, inner),
+      'write/kernel': P(inner, None), 'read/kernel': P(inner, None), 'decay': P(inner, None),
+      'skip': P(inner), 'step_bias': P(inner), 'time_out/kernel': P('tensor', 'fsdp'),
+      'time_out/bias': P('fsdp')}
 
 
 def test_what_mirrors_the_parameters_lies_like_them():

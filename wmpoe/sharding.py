@@ -25,16 +25,21 @@ AXES = ('data', 'fsdp', 'tensor', 'expert')
 SMALL = 2**14  # elements; a smaller leaf is replicated along an axis that does not divide it
 
 # Path patterns, matched in full or after a '/', and how the leaf's trailing dimensions lie; the
-# first that matches counts. A dense layer that leads into heads or hidden units is split over
-# 'tensor' by its outputs, one that leads out of them by its inputs, so that between the two no
-# device needs another's. What no rule names (embeddings, convolutions, modulations, the odometry,
-# the map encoder) lies on 'fsdp' along the largest dimension that divides.
+# first that matches counts. A dense layer that leads into heads, hidden units or the channels of a
+# scan is split over 'tensor' by its outputs, one that leads out of them by its inputs, so that
+# between the two no device needs another's. What no rule names (embeddings, convolutions,
+# modulations, the odometry, the map encoder) lies on 'fsdp' along the largest dimension that it
+# divides.
+_INTO = r'((query|key|value)(_\d+)?|(mlp(_\d+)?|tokens|time)_in|time_gate)'
+_OUT_OF = r'(out(_\d+)?|(mlp(_\d+)?|tokens|time)_out)'
+_INNER = ('tensor', 'fsdp')
 RULES = (
-    (r'((query|key|value)(_\d+)?|(mlp(_\d+)?|tokens)_in|in_proj)/kernel',
-     PartitionSpec('fsdp', 'tensor')),
-    (r'(out(_\d+)?|(mlp(_\d+)?|tokens)_out|out_proj)/kernel', PartitionSpec('tensor', 'fsdp')),
-    (r'((query|key|value)(_\d+)?|(mlp(_\d+)?|tokens)_in|in_proj)/bias',
-     PartitionSpec(('tensor', 'fsdp'))),
+    (f'{_INTO}/kernel', PartitionSpec('fsdp', 'tensor')),
+    (f'{_OUT_OF}/kernel', PartitionSpec('tensor', 'fsdp')),
+    (f'{_INTO}/bias|skip|step_bias', PartitionSpec(_INNER)),
+    # A scan's own layers: their other side, of states or of a low rank, is too narrow for 'fsdp'.
+    (r'(step_down|write|read)/kernel|decay', PartitionSpec(_INNER, None)),
+    (r'step_up/kernel', PartitionSpec(None, _INNER)),
 )
 
 Rules = Sequence[tuple[str, PartitionSpec]]
