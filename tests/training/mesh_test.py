@@ -31,11 +31,7 @@ CONFIG = trainer.TrainConfig(
   steps=STEPS, batch_size=BATCH, learning_rate=3e-3, warmup_steps=5, schedule="constant",
   log_every=1, checkpoint_every=100,
 )  # fmt: skip
-MESHES = {
-  "data": {"data": 8},
-  "tensor": {"data": 4, "tensor": 2},
-  "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
-}
+MESHES = {"data": {"data": 8}, "mixed": {"data": 2, "fsdp": 2, "tensor": 2}}
 WIDTH, HEADS, TOKENS, CHANNELS = 16, 2, 4, 8
 KERNELS = {
   "embed": (CHANNELS, WIDTH), "modulation": (WIDTH, 6 * WIDTH), "output": (WIDTH, CHANNELS),
@@ -126,7 +122,7 @@ def main(argv):
   for name, sizes in MESHES.items():
     train(folder / name, sizes)
   facts = {"fsdp": held(train(folder / "moved", {"fsdp": 8}, steps=20))}
-  facts["four"] = held(train(folder / "moved", {"data": 2, "fsdp": 2}, steps=35))
+  train(folder / "moved", {"data": 2, "tensor": 2}, steps=35)
   train(folder / "moved", None)
   spread, _ = checkpoints.load_params(folder / "moved", mesh=sharding.make_mesh({"fsdp": 8}))
   facts["ema"] = held(spread)
@@ -157,19 +153,19 @@ def losses(folder):
 
 @pytest.mark.parametrize("name", [*MESHES, "moved"])
 def test_every_mesh_trains_as_one_device_does(folder, name):
-  """`moved` trains 20 steps on eight devices, 15 on four and the last on one."""
+  """`moved` trains 20 steps on fsdp=8, 15 on four devices as data and tensor, the last on one."""
   expected = losses(folder / "one")
-  np.testing.assert_allclose(losses(folder / name), expected, rtol=1e-4)
+  np.testing.assert_allclose(losses(folder / name), expected, rtol=1e-5)
   assert expected[-5:].mean() < 0.7 * expected[:5].mean()
   ema, as_one = (checkpoints.load_params(folder / run)[0] for run in (name, "one"))
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), ema, as_one)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), ema, as_one)
 
 
 def test_what_a_device_holds_shrinks_as_the_fsdp_axis(folder):
   facts = json.loads((folder / "facts.json").read_text())
-  for name, shares in {"fsdp": 8, "four": 2, "ema": 8}.items():
+  for name in ("fsdp", "ema"):
     here, whole = facts[name]
-    assert whole / shares <= here < 1.05 * whole / shares
+    assert whole / 8 <= here < 1.05 * whole / 8
 
 
 def test_parameters_are_gathered_and_activations_stay_where_they_are(folder):
