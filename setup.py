@@ -18,6 +18,7 @@ _CORE = [
   'ml_collections>=1.0.0',
   'chex>=0.1.91',
   'absl-py>=2.3.1',
+  'etils[epath]>=1.12',  # orbax's own paths: local ones and those of object stores
 ]
 _EXTRAS = {
   'colab': ['ipykernel>=6.29', 'matplotlib>=3.9', 'nbclient>=0.10', 'nbformat>=5.10'],
@@ -36,6 +37,8 @@ _EXTRAS = {
   'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
 }
 _EXTRAS['all'] = sorted(set().union(*_EXTRAS.values()))
+# Apart from 'all': runs in gs://.
+_EXTRAS['gcs'] = ['gcsfs>=2024.9']
 # The simulator of Memory Maze, only to collect new episodes. Apart from 'all': it works with
 # exactly these versions, which are old and not built for every Python.
 _EXTRAS['maze'] = ['memory-maze==1.0.3', 'gym==0.26.2', 'dm_control==1.0.28', 'mujoco==3.3.0']

@@ -85,7 +85,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.expert = variant.removeprefix('cpu_').removesuffix('_1b')
   config.train = dict(
       steps=2600, batch_size=16, learning_rate=1e-3, warmup_steps=200, weight_decay=0.01,
-      clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0)
+      clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0,
+      accumulate=1, keep_best=0)
   if variant == 'autoencoder':
     _autoencoder(config)
   elif variant == 'odometry':

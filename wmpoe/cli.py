@@ -1,17 +1,23 @@
 """The command line: `python -m wmpoe <command> [flags]`.
 
 Each command is a module of `wmpoe.commands` with a docstring (its help), `define(flags, argv)` and
-`run(flags)`. Flags live in an object of their own, so nothing is global and tests can call `main`.
+`run(flags)`, which may return an exit code. Flags live in an object of their own, so nothing is
+global and tests can call `main`.
 """
 
 from collections.abc import Sequence
+import contextlib
 import importlib
 import os
 import sys
 import traceback
+from typing import Any
 
 from absl import flags as absl_flags
 from absl import logging
+
+from wmpoe import multihost
+from wmpoe import roll_call
 
 COMMANDS = {
     'demo': 'see memory work on held-out episodes: write them, imagine what comes next',
@@ -75,8 +81,31 @@ def _message(error: Exception) -> str:
   return str(error)
 
 
+def _run(module: Any, flags: absl_flags.FlagValues) -> int:
+  """Runs the command, in a pod on every process; process 0 alone prints."""
+  if 'distributed' in flags:
+    multihost.initialize(flags.distributed, timeout=flags.join_timeout)
+  with contextlib.ExitStack() as stack:
+    if not multihost.is_main():
+      stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, 'w'))))
+    code = module.run(flags) or 0
+  multihost.leave()
+  return code
+
+
+def _fail(code: int, command: str, message: str) -> int:
+  """Says why it ends, and ends every other process, too."""
+  multihost.await_news()
+  print(f'wmpoe {command}: {message}', file=sys.stderr)
+  multihost.abort(code, message)
+  return code
+
+
 def main(argv: Sequence[str]) -> int:
-  """Runs one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+  """Runs one command; returns the exit code.
+
+  0 done, 2 bad input, 75 (EX_TEMPFAIL) run it again to go on, 130 interrupted.
+  """
   arguments = list(argv[1:])
   if not arguments or arguments[0] in ('-h', '--help', 'help'):
     print(usage())
@@ -103,14 +132,17 @@ def main(argv: Sequence[str]) -> int:
       flags['topic'].value = extra.pop()
     if extra:
       raise ValueError(f'{command} takes flags only, got {extra}. See --help.')
-    module.run(flags)
+    return _run(module, flags)
   except KeyboardInterrupt:
-    print(f'\nwmpoe {command}: interrupted; finished files are whole, nothing else was written.',
-          file=sys.stderr)
-    return 130
+    return _fail(130, command, 'interrupted; finished files are whole, nothing else was written.')
+  except roll_call.MissingError as error:
+    return _fail(roll_call.TRY_AGAIN, command, str(error))
   except _USER_ERRORS as error:
     if os.environ.get('WMPOE_TRACEBACK') or '--traceback' in rest:
       traceback.print_exc()
-    print(f'wmpoe {command}: {_message(error)}', file=sys.stderr)
-    return 2
-  return 0
+    return _fail(2, command, _message(error))
+  except Exception as error:
+    if multihost.is_alone():
+      raise
+    traceback.print_exc()
+    return _fail(1, command, repr(error))

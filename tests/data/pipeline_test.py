@@ -94,14 +94,31 @@ def test_without_shuffle_the_order_is_the_sources():
   assert np.concatenate(list(dataset)).tolist() == [0, 1, 2, 3]
 
 
-def test_processes_share_the_source_without_overlap():
-  shares = [
-      np.concatenate(list(pipeline.make_pipeline(
-          Numbers(12), batch_size=3, seed=0, epochs=1, process_index=i, process_count=2)))
-      for i in range(2)
-  ]
-  assert [len(share) for share in shares] == [6, 6]
-  assert sorted(np.concatenate(shares)) == list(range(12))
+@pytest.mark.parametrize('processes', [[[0, 1, 2], [3, 4, 5]], [[0, 3], [1, 4], [2, 5]]])
+def test_global_batches_do_not_depend_on_the_number_of_processes(processes):
+  def draw(element, rng):
+    return {'index': element, 'draw': rng.integers(1000)}
+
+  # Ten examples in batches of six: batches cross the ends of epochs, and processes are unequal.
+  make = lambda rows: iter(pipeline.make_pipeline(
+      Numbers(10), transform=draw, batch_size=6, seed=5, rows=rows))
+  whole, parts = make(None), [make(rows) for rows in processes]
+  for _ in range(5):
+    batch, shares = next(whole), [next(part) for part in parts]
+    for name in ('index', 'draw'):
+      for rows, share in zip(processes, shares, strict=True):
+        np.testing.assert_array_equal(share[name], batch[name][rows])
+    assert all(part.get_state() == whole.get_state() for part in parts)
+  # One process goes on from where several were.
+  fresh = make(None)
+  fresh.set_state(parts[1].get_state())
+  assert _equal(next(fresh), next(whole))
+
+
+def test_the_order_is_the_one_that_packaged_experts_were_trained_on():
+  batches = iter(pipeline.make_pipeline(Numbers(10), batch_size=5, seed=5))
+  assert np.concatenate(_take(batches, 3)).tolist() == [
+      3, 9, 4, 8, 1, 0, 6, 5, 7, 2, 7, 6, 1, 5, 9]
 
 
 def test_it_repeats_without_end_by_default():
@@ -112,10 +129,10 @@ def test_it_repeats_without_end_by_default():
 @pytest.mark.parametrize(
     'options, message',
     [
-        ({'process_index': 2, 'process_count': 2}, 'expected 0 <= process_index < process_count'),
+        ({'rows': [1, 2]}, r'rows=\[1, 2\] of batch_size=2; expected at least one of 0 ... 1'),
+        ({'rows': []}, r'rows=\[\] of batch_size=2'),
         ({'batch_size': 0}, 'batch_size=0 and 4 examples'),
         ({'batch_size': 5, 'epochs': 1}, 'batch_size=5 and 4 examples'),
-        ({'process_index': 5, 'process_count': 6}, '0 examples for this process'),
     ],
 )
 def test_impossible_requests_are_refused(options, message):

@@ -111,15 +111,33 @@ def test_kinds_of_poses(pose_kind):
 
 def test_remat_changes_memory_and_nothing_else():
   inputs = _inputs()
-  results = {}
-  for remat in (False, True):
+  results, products = {}, {}
+  for remat in (False, True, 'nothing', 'matmuls'):
     net = small.network(context=CONTEXT, remat=remat)
     variables = _params(net)
     loss = lambda v, net=net: jnp.mean(jnp.square(net.apply(v, *inputs)))
-    results[remat] = jax.jit(jax.value_and_grad(loss))(variables)
     text = str(jax.make_jaxpr(jax.grad(loss))(variables))
-    assert ('remat' in text or 'checkpoint' in text) == remat
-  small.close(results[True], results[False], atol=1e-7)
+    assert ('remat' in text or 'checkpoint' in text) == bool(remat)
+    products[remat] = text.count('dot_general')
+    if remat in (False, 'matmuls'):
+      results[remat] = jax.jit(jax.value_and_grad(loss))(variables)
+  # Products that are computed again: of two blocks' six dense layers and two inside attention.
+  assert products['nothing'] == products[True] > products['matmuls'] > products[False]
+  small.close(results['matmuls'], results[False], atol=1e-7)
+  with pytest.raises(ValueError, match="remat='dots'; expected False, True or one of nothing, mat"):
+    small.network(context=CONTEXT, remat='dots').apply(_params(small.network()), *inputs)
+
+
+def test_half_precision_sums_gradients_in_float32():
+  inputs = _inputs()
+  net = small.network(context=CONTEXT, dtype=jnp.bfloat16, depth=1)
+  variables = _params(net)
+  gradient = jax.jit(jax.grad(lambda v: jnp.mean(jnp.square(net.apply(v, *inputs)))))(variables)
+  flat = jax.tree_util.tree_flatten_with_path(gradient)[0]
+  rounded = [
+      jax.tree_util.keystr(path) for path, leaf in flat
+      if np.all(np.asarray(leaf) == np.asarray(leaf.astype(jnp.bfloat16), np.float32))]
+  assert rounded == []
 
 
 def test_half_precision_runs_with_float32_parameters_and_output():

@@ -1,8 +1,3 @@
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,59 +95,39 @@ def test_load_params_says_what_is_missing(tmp_path):
     checkpoints.load_params(tmp_path, "average")
 
 
-def test_config_is_written_and_compared(tmp_path):
-  config = {"a": {"b": 1, "c": (1, 2)}, "d": None}
-  checkpoints.check_config(tmp_path, config)
-  assert json.loads((tmp_path / checkpoints.CONFIG).read_text())["a"] == {"b": 1, "c": [1, 2]}
-  checkpoints.check_config(tmp_path, config)
-  with pytest.raises(ValueError, match=r"a\.b: 1 there, 2 now\n  d: None there, '\(absent\)' now"):
-    checkpoints.check_config(tmp_path, {"a": {"b": 2, "c": (1, 2)}})
-  # What was refused must not have replaced what is there.
-  checkpoints.check_config(tmp_path, config)
-  checkpoints.check_config(tmp_path, {**config, "a": {"b": 5}}, may_differ=["a"])
-  assert json.loads((tmp_path / checkpoints.CONFIG).read_text())["a"] == {"b": 5}
+def test_the_best_are_kept_beside_the_last(tmp_path):
+  values = {1: 0.5, 2: 0.3, 3: 0.9, 4: None, 5: 0.4, 6: 0.8, 7: None}
+  for steps in ((1, 2, 3, 4), (5, 6, 7)):  # What was measured is known after a restart, too.
+    checkpointer = checkpoints.Checkpointer(tmp_path, keep=1, keep_best=2)
+    for step in steps:
+      measured = None if values[step] is None else {"validation_loss": values[step]}
+      state = make_state().replace(step=jnp.int32(step))
+      checkpointer.save(state, data={}, meta={}, measured=measured)
+    checkpointer.close()
+  kept = sorted(int(p.name) for p in (tmp_path / checkpoints.FOLDER).iterdir())
+  assert kept == [2, 5, 7]
+  assert checkpoints.load_params(tmp_path)[1]["step"] == 7
+  best = checkpoints.load_params(tmp_path, step="best")[1]
+  assert (best["step"], best["measured"]) == (2, {"validation_loss": 0.3})
+  with pytest.raises(FileNotFoundError, match="no such thing as a checkpoint measured with psnr"):
+    checkpoints.load_params(tmp_path, step="best", best_metric="psnr")
+  checkpointer = checkpoints.Checkpointer(tmp_path, keep=1, keep_best=2, best_metric="psnr")
+  with pytest.raises(ValueError, match=r"by 'psnr', but the evaluation gave \['loss'\]: choose"):
+    checkpointer.save(make_state(), data={}, meta={}, measured={"loss": 1.0})
+  checkpointer.close()
 
 
-HOLD = """
-import sys
-from wmpoe.training import checkpoints
-with checkpoints.Lock(sys.argv[1]):
-  print("held", flush=True)
-  sys.stdin.read()
-"""
-
-
-def test_lock_keeps_a_second_job_out_until_the_first_is_dead(tmp_path):
-  path = os.pathsep.join([os.path.dirname(os.path.dirname(os.path.dirname(checkpoints.__file__)))])
-  job = subprocess.Popen(
-    [sys.executable, "-c", HOLD, str(tmp_path)], env={**os.environ, "PYTHONPATH": path},
-    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-  )  # fmt: skip
-  assert job.stdout.readline() == "held\n"
-  with (
-    pytest.raises(RuntimeError, match=rf"Another job \(process {job.pid} on .*Wait for it"),
-    checkpoints.Lock(tmp_path),
-  ):
-    pass
-  job.kill()
-  job.communicate()
-  assert (tmp_path / checkpoints.LOCK).exists()
-  with checkpoints.Lock(tmp_path):
-    assert json.loads((tmp_path / checkpoints.LOCK).read_text())["pid"] == os.getpid()
-  assert not (tmp_path / checkpoints.LOCK).exists()
-
-
-def test_lock_is_exclusive_in_one_process_and_ignores_reused_ids(tmp_path):
-  with checkpoints.Lock(tmp_path):
-    held = json.loads((tmp_path / checkpoints.LOCK).read_text())
-    with pytest.raises(RuntimeError, match="Another job"), checkpoints.Lock(tmp_path):
-      pass
-    assert (tmp_path / checkpoints.LOCK).exists()
-  # A process of the same id, born at another time, is not the job that held the folder.
-  for left in (json.dumps({**held, "pid": os.getppid()}), "", '{"pid": 1'):
-    (tmp_path / checkpoints.LOCK).write_text(left)
-    with checkpoints.Lock(tmp_path):
-      pass
-  (tmp_path / checkpoints.LOCK).write_text(json.dumps({**held, "host": "elsewhere"}))
-  with pytest.raises(RuntimeError, match="on elsewhere.*remove"), checkpoints.Lock(tmp_path):
-    pass
+def test_a_checkpoint_of_another_network_is_named_with_what_differs(tmp_path):
+  save(tmp_path, 3)
+  state = make_state()
+  wider = jax.tree.map(
+    lambda leaf: jnp.zeros((2, 4)) if leaf.shape == (2, 3) else leaf, state)
+  deeper = state.replace(params={**state.params, "new": jnp.zeros(1)})
+  checkpointer = checkpoints.Checkpointer(tmp_path, keep=2)
+  with pytest.raises(ValueError, match="checkpoints/3 is a checkpoint of another network") as error:
+    checkpointer.restore(wider)
+  assert "  params/layer/kernel: (2, 3) there, (2, 4) now\n" in str(error.value)
+  assert "low" not in str(error.value)
+  with pytest.raises(ValueError, match=r"  params/new: absent there, \(1,\) now\nGive another wor"):
+    checkpointer.restore(deeper)
+  checkpointer.close()

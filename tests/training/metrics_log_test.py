@@ -4,6 +4,7 @@ import json
 import pytest
 
 from wmpoe.training import metrics_log
+from wmpoe.training import workdir
 
 
 def test_resuming_drops_rows_beyond_the_step_and_a_torn_line(tmp_path):
@@ -29,6 +30,34 @@ def test_rows_are_readable_before_the_log_is_closed(tmp_path):
   log.write({"step": 1})
   assert metrics_log.read(tmp_path) == [{"step": 1}]
   log.close()
+
+
+def test_where_nothing_can_be_appended_to_the_file_is_written_whole(tmp_path, monkeypatch):
+  log = metrics_log.MetricsLog(tmp_path, resume_step=0)
+  log.write({"step": 1})
+  log.write({"step": 2})
+  log.close()
+  monkeypatch.setattr(workdir, "is_remote", lambda path: True)  # As an object store is.
+  log = metrics_log.MetricsLog(tmp_path, resume_step=1)
+  assert metrics_log.read(tmp_path) == [{"step": 1}]
+  log.write({"step": 2, "loss": 0.5})
+  log.sync()
+  assert metrics_log.read(tmp_path) == [{"step": 1}, {"step": 2, "loss": 0.5}]
+  log.write({"step": 3})
+  log.close()
+  assert [row["step"] for row in metrics_log.read(tmp_path)] == [1, 2, 3]
+
+
+def test_a_process_without_a_log_writes_and_says_nothing(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  log, stream = metrics_log.Silence(), io.StringIO()
+  log.write({"step": 1})
+  log.sync()
+  log.close()
+  progress = metrics_log.Progress(2, stream=stream, silent=True)
+  progress.report(1, 0.5, 1.0)
+  progress.say("done")
+  assert stream.getvalue() == "" and list(tmp_path.iterdir()) == []
 
 
 def test_what_is_not_finite_becomes_null(tmp_path):

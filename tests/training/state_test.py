@@ -85,6 +85,8 @@ def test_gradient_is_clipped():
     ({"schedule": "linear"}, "schedule = 'linear': expected 'cosine' or 'constant'"),
     ({"max_seconds": 0}, "max_seconds = 0: expected more than 0, or None"),
     ({"warmup_steps": -1}, "warmup_steps = -1: expected at least 0"),
+    ({"accumulate": 0}, "accumulate = 0: expected at least 1"),
+    ({"keep_best": -1}, "keep_best = -1: expected at least 0"),
   ],
 )
 def test_options_out_of_range_are_refused(option, expected):
@@ -112,3 +114,25 @@ def test_metrics_that_cannot_be_logged_are_refused(metrics, message):
   made = state.create(task.init(None), state.optimizer_of(config))
   with pytest.raises(ValueError, match=message):
     state.make_train_step(task, config)(made, {}, jax.random.key(0))
+
+
+def test_a_batch_in_parts_gives_the_same_update_with_keys_of_their_own():
+  class Task:
+    def init(self, key):
+      return {"w": jnp.zeros(2)}
+
+    def loss(self, params, batch, key):
+      return jnp.mean((batch - params["w"]) ** 2), {"draw": jax.random.normal(key)}
+
+  batch, key, results = jnp.arange(12.0).reshape(6, 2), jax.random.key(0), {}
+  for parts in (1, 3):
+    config = state.TrainConfig(steps=5, accumulate=parts, clip_norm=None, warmup_steps=0)
+    made = state.create(Task().init(None), state.optimizer_of(config))
+    results[parts] = state.make_train_step(Task(), config)(made, batch, key)
+  (whole, first), (parted, second) = results[1], results[3]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole.opt_state, parted.opt_state)
+  np.testing.assert_allclose(second["loss"], first["loss"], rtol=1e-6)
+  step_key = jax.random.fold_in(key, 0)
+  draws = [jax.random.normal(jax.random.fold_in(step_key, part)) for part in range(3)]
+  np.testing.assert_allclose(second["draw"], np.mean(draws), rtol=1e-5)

@@ -19,10 +19,12 @@ import optax
 import pytest
 
 import wmpoe
+from wmpoe import sharding
 from wmpoe.training import checkpoints
 from wmpoe.training import metrics_log
 from wmpoe.training import state as state_lib
 from wmpoe.training import trainer
+from wmpoe.training import workdir
 
 CONFIG = trainer.TrainConfig(
   steps=30, batch_size=4, learning_rate=1e-2, warmup_steps=5, weight_decay=0.1, ema_decay=0.9,
@@ -201,7 +203,7 @@ def test_stopped_by_signals_and_time_the_same_command_continues_bit_identically(
     second = run(tmp_path, config=limited, batches=Wrapped(tick))
   assert second.reason == "time" and not second.finished
   # Inside a logging window and between two checkpoints, where most could be lost.
-  assert second.step == 13
+  assert second.step == 12
   assert checkpoints.load_params(tmp_path)[1]["step"] == second.step
   said = capfd.readouterr().err
   assert "from step 10" in said and f"stopped at the time limit at step {second.step}/30" in said
@@ -225,7 +227,7 @@ def test_sigkill_at_a_random_moment_continues_bit_identically(tmp_path, undistur
   job.kill()
   said = job.communicate()[1]
   assert job.returncode == -signal.SIGKILL, said
-  assert (tmp_path / checkpoints.LOCK).exists()  # The dead job's lock does not keep us out.
+  assert (tmp_path / workdir.LOCK).exists()  # The dead job's lock does not keep us out.
   assert_as_undisturbed(run(tmp_path), undisturbed)
 
 
@@ -302,6 +304,21 @@ def test_misshapen_batch_is_refused(tmp_path):
   config = dataclasses.replace(CONFIG, batch_size=5)
   with pytest.raises(ValueError, match=r"leading axes \[\(4,\)\].*batch_size = 5"):
     run(tmp_path, config=config, task=Pull())
+
+
+def test_a_mesh_that_spreads_experts_is_refused(tmp_path):
+  mesh = jax.sharding.AbstractMesh((1, 1, 1, 2), sharding.AXES)
+  with pytest.raises(ValueError, match=r"expert=2, but one expert is trained at a time.*data or f"):
+    run(tmp_path, task=Pull(), mesh=mesh)
+
+
+def test_the_best_checkpoint_is_one_that_was_evaluated(tmp_path):
+  config = dataclasses.replace(
+    CONFIG, steps=6, checkpoint_every=4, eval_every=1, keep=1, keep_best=1, best_metric="first")
+  away = {2: -1.0}
+  run(tmp_path, config=config, task=Pull(), eval_fn=lambda _, step: {"first": away.get(step, 1.0)})
+  kept = sorted(p.name for p in (tmp_path / checkpoints.FOLDER).iterdir())
+  assert kept == ["2", "6"]
 
 
 def test_iterator_without_position_is_refused(tmp_path):

@@ -10,6 +10,9 @@ from absl import flags as absl_flags
 import ml_collections
 from ml_collections import config_flags
 
+from wmpoe import multihost
+from wmpoe import sharding
+
 _EXAMPLE = 'configs/cards.py:base'
 
 
@@ -29,6 +32,43 @@ def config_of(flags: absl_flags.FlagValues) -> ml_collections.ConfigDict:
   if flags.config is None:
     raise ValueError(f'Give a config, for instance --config={_EXAMPLE}.')
   return flags.config
+
+
+def define_distributed(flags: absl_flags.FlagValues) -> None:
+  """Adds the switch of pods."""
+  absl_flags.DEFINE_string(
+      'distributed', '', 'One process of a pod: auto (Cloud TPU, GKE, Slurm, Open MPI), or '
+      'HOST:PORT,N,I: address of process 0, number of processes, index of this one; off: one '
+      f'process. If not given, the variables {", ".join(multihost.VARIABLES)}.', flag_values=flags)
+  absl_flags.DEFINE_float(
+      'join_timeout', 300.0, 'Pods: seconds that processes may take to join.', lower_bound=1.0,
+      flag_values=flags)
+
+
+def define_mesh(flags: absl_flags.FlagValues) -> None:
+  """Adds the flag that spreads a command over devices."""
+  absl_flags.DEFINE_string(
+      'mesh', '', f'Devices along each axis ({", ".join(sharding.AXES)}), for instance '
+      'data=2,fsdp=4; -1 for all that remain. All devices along data by default.',
+      flag_values=flags)
+
+
+def mesh_of(flags: absl_flags.FlagValues) -> Any:
+  """The mesh of `--mesh`, of all devices of all processes.
+
+  Raises:
+    ValueError: if it cannot be read, or does not use the devices there are.
+  """
+  sizes = {}
+  for part in filter(None, flags.mesh.split(',')):
+    axis, _, size = part.partition('=')
+    try:
+      sizes[axis.strip()] = int(size)
+    except ValueError:
+      raise ValueError(
+          f'--mesh={flags.mesh} cannot be read at {part!r}; expected AXIS=SIZE,... with axes '
+          f'{", ".join(sharding.AXES)}, for instance --mesh=data=2,fsdp=4.') from None
+  return sharding.make_mesh(sizes or {'data': -1})
 
 
 def output_folder(path: str) -> pathlib.Path:
@@ -53,13 +93,15 @@ def output_folder(path: str) -> pathlib.Path:
 class Progress:
   """Tells what is being done and how long is left, on stderr: a live line, or one line per change.
 
+  In a pod process 0 does.
   The share of the whole is `(stage + share) / stages`; a stage may take any number of calls.
   """
 
   def __init__(self, stages: int):
     self.stages, self.stage, self.text = stages, -1, ''
     self.begun = self.said = time.monotonic()
-    self.live = sys.stderr.isatty()
+    self.speaks = multihost.is_main()
+    self.live = self.speaks and sys.stderr.isatty()
 
   def __call__(self, text: str, share: float) -> None:
     """Says what is being done and which share of it is done; a new text is the next stage."""
@@ -67,7 +109,7 @@ class Progress:
       self.text, self.stage = text, self.stage + 1
       self.said = 0.0
     now = time.monotonic()
-    if now - self.said < (0.2 if self.live else 5.0) and share < 1:
+    if not self.speaks or (now - self.said < (0.2 if self.live else 5.0) and share < 1):
       return
     self.said = now
     whole = min(1.0, (self.stage + share) / max(self.stages, self.stage + 1))

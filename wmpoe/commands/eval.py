@@ -26,6 +26,7 @@ from typing import Any
 from absl import flags as absl_flags
 import jax
 
+from wmpoe import multihost
 from wmpoe import world_model
 from wmpoe import zoo
 from wmpoe.commands import common
@@ -50,6 +51,7 @@ _TITLES = {'cards': 'Memory Cards', 'memory_maze': 'Memory Maze', 'own_data': 'O
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   """Adds the flags of `eval`."""
   common.define_config(flags, argv)
+  common.define_distributed(flags)
   define = lambda kind, *args, **kw: getattr(
       absl_flags, f'DEFINE_{kind}')(*args, flag_values=flags, **kw)
   define('string', 'protocol', None, 'One of ' + '; '.join(
@@ -110,6 +112,8 @@ def run(flags: absl_flags.FlagValues) -> None:
   facts = {key: description[key] for key in ('env', 'compose')}
   measure = _cards if name == 'cards' else _maze
   body, strips, about = measure(protocol, model, description, flags)
+  if not multihost.is_main():  # It measured the same, and process 0 writes it.
+    return
   out = results.make(
       results.meta(command, {**facts, **about}, seeds=list(range(flags.seeds)),
                    seconds=time.monotonic() - begun), **body)

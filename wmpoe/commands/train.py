@@ -4,6 +4,8 @@
 
 The same command continues a run that was stopped or killed, bit for bit. With --package the
 averaged weights are written to a single file with a card when the run is finished.
+Several devices share the work as --mesh says; a run can go on on others. On several hosts every
+process runs the same command, with --distributed (docs/pods.md).
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,10 @@ from absl import flags as absl_flags
 import jax
 import numpy as np
 
+from wmpoe import multihost
 from wmpoe import packaged
+from wmpoe import roll_call
+from wmpoe import sharding
 from wmpoe.commands import common
 from wmpoe.commands import own_data
 from wmpoe.commands import runs
@@ -26,6 +31,8 @@ _EVAL_BATCHES = 8
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   """Adds the flags of `train`."""
   common.define_config(flags, argv)
+  common.define_distributed(flags)
+  common.define_mesh(flags)
   absl_flags.DEFINE_string(
       'workdir', None, 'Folder of the run: checkpoints, metrics.jsonl, config.json.',
       flag_values=flags)
@@ -33,17 +40,19 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
       'package', None, 'File (*.npz) to write the finished expert to.', flag_values=flags)
 
 
-def _evaluator(task: Any, description: dict[str, Any]) -> Any:
+def _evaluator(
+    task: Any, description: dict[str, Any], mesh: jax.sharding.Mesh, rows: Sequence[int]) -> Any:
   """Loss on held-out episodes: the same batches and keys at every call."""
-  loss = jax.jit(task.loss)
-  iterator = iter(runs.make_batches(description, 'validation', seed=1))
-  batches = [next(iterator) for _ in range(_EVAL_BATCHES)]
+  loss = jax.jit(
+      lambda params, batch, i: task.loss(params, batch, jax.random.fold_in(jax.random.key(1), i)),
+      out_shardings=sharding.replicated(mesh))
+  iterator = iter(runs.make_batches(description, 'validation', seed=1, rows=rows))
+  size = description['train']['batch_size']
+  batches = [sharding.global_batch(mesh, next(iterator), size) for _ in range(_EVAL_BATCHES)]
 
   def evaluate(params, step):
     del step
-    measured = jax.device_get([
-        loss(params, batch, jax.random.fold_in(jax.random.key(1), i))
-        for i, batch in enumerate(batches)])
+    measured = jax.device_get([loss(params, batch, i) for i, batch in enumerate(batches)])
     values = {'validation_loss': float(np.mean([value for value, _ in measured]))}
     if 'mse' in measured[0][1]:
       mse = np.mean([metrics['mse'] for _, metrics in measured])
@@ -53,19 +62,23 @@ def _evaluator(task: Any, description: dict[str, Any]) -> Any:
   return evaluate
 
 
-def _flops(task: Any, params: Any, batches: Any, steps: int) -> float | None:
-  """Floating-point operations of so many losses and gradients, as XLA counts them; None if not.
+def _flops(task: Any, params: Any, batch: Any, batch_size: int) -> float | None:
+  """Floating-point operations of a step's loss and gradient, as XLA counts them; None if not.
 
   It counts a loop's body once: of a state-space model's recurrence, a hundredth of it, the most is
   missing where that is sequential.
   """
+  shape = lambda leaf, size=(): jax.ShapeDtypeStruct((*size, *leaf.shape[len(size):]), leaf.dtype)
   step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
-  counted = step.lower(params, next(batches), jax.random.key(0)).cost_analysis()
-  return None if counted is None else steps * counted['flops']
+  lowered = step.lower(
+      jax.tree.map(shape, params), jax.tree.map(lambda x: shape(x, (batch_size,)), batch),
+      jax.random.key(0))
+  cost = lowered.cost_analysis()
+  return None if cost is None else cost['flops']
 
 
-def run(flags: absl_flags.FlagValues) -> None:
-  """Trains, and packages if asked."""
+def run(flags: absl_flags.FlagValues) -> int:
+  """Trains, and packages if asked; returns 75 if a signal ended it before its last step."""
   config = common.config_of(flags)
   if not flags.workdir:
     raise ValueError('Give the folder of the run, for instance --workdir=runs/cards_base.')
@@ -76,26 +89,44 @@ def run(flags: absl_flags.FlagValues) -> None:
     description.pop(use, None)
   own_data.fit(description, description['data'].get('folder'))
   runs.pin_encoder(description)
-  task = runs.make_task(description)
-  batches = iter(runs.make_batches(description, 'train', seed=description['data']['seed']))
-  evaluate = _evaluator(task, description)
+  mesh = common.mesh_of(flags)
+  runs.check_mesh(mesh, description)
+  task, options = runs.make_task(description), trainer.TrainConfig(**description['train'])
+  rows = sharding.batch_rows(mesh, description['train']['batch_size'])
+  batches = iter(runs.make_batches(
+      description, 'train', seed=description['data']['seed'], rows=rows))
+  evaluate = _evaluator(task, description, mesh, rows)
   result = trainer.train(
-      task, batches, flags.workdir, config=trainer.TrainConfig(**description['train']),
-      eval_fn=evaluate, run_config={k: v for k, v in description.items() if k != 'train'})
+      task, batches, flags.workdir, config=options, mesh=mesh, eval_fn=evaluate,
+      run_config={k: v for k, v in description.items() if k != 'train'})
   if flags.package and result.finished:
-    params = runs.finished(description, result.state.ema)
-    card = packaged.save(flags.package, params, {
-        'config': description,
-        'data': runs.data_of(description),
-        'seed': description['train']['seed'],
-        'steps': result.step,
-        'train_seconds': metrics_log.read(flags.workdir)[-1]['seconds'],
-        'train_flops': _flops(task, result.state.ema, batches, result.step),
-        'command': (f'python -m wmpoe train --config=configs/{description["env"]["name"]}.py:'
-                    f'{description.get("variant", description["expert"])} '
-                    f'--workdir={flags.workdir} --package={flags.package}'),
-        'result': evaluate(result.state.ema, result.step),
-        'licence': 'Apache-2.0',
-    })
-    print(f'wrote {flags.package} ({card["num_parameters"]:,} parameters); '
-          f'next: python -m wmpoe info --expert={flags.package}')
+    # What is spread over the pod needs every process; one of them writes.
+    measured = evaluate(result.state.ema, result.step)
+    params = sharding.gathered(mesh, result.state.ema)
+    if multihost.is_main():
+      flops = _flops(task, params, next(batches), description['train']['batch_size'])
+      params = runs.finished(description, params)
+      _package(flags, description, params, result.step, flops, measured)
+  return roll_call.TRY_AGAIN if result.reason == 'signal' else 0
+
+
+def _package(
+    flags: absl_flags.FlagValues, description: dict[str, Any], params: Any, steps: int,
+    flops: float, measured: dict[str, float],
+) -> None:
+  """Writes the finished expert to a file and says so."""
+  card = packaged.save(flags.package, params, {
+      'config': description,
+      'data': runs.data_of(description),
+      'seed': description['train']['seed'],
+      'steps': steps,
+      'train_seconds': metrics_log.read(flags.workdir)[-1]['seconds'],
+      'train_flops': None if flops is None else steps * flops,
+      'command': (f'python -m wmpoe train --config=configs/{description["env"]["name"]}.py:'
+                  f'{description.get("variant", description["expert"])} '
+                  f'--workdir={flags.workdir} --package={flags.package}'),
+      'result': measured,
+      'licence': 'Apache-2.0',
+  })
+  print(f'wrote {flags.package} ({card["num_parameters"]:,} parameters); '
+        f'next: python -m wmpoe info --expert={flags.package}')

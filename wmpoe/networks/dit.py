@@ -18,6 +18,12 @@ from wmpoe.networks import attention
 from wmpoe.networks import embeddings
 from wmpoe.networks import lora
 
+# What a block keeps for the backward pass.
+REMAT = {
+    'nothing': jax.checkpoint_policies.nothing_saveable,  # but its inputs
+    'matmuls': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # dense layers' outputs
+}
+
 
 @struct.dataclass
 class Cache:
@@ -73,6 +79,21 @@ class Block(nn.Module):
     return x + gate_m * dense(d, 'mlp_out')(y), own
 
 
+def recomputed(block: type[nn.Module], remat: bool | str) -> Any:
+  """The block that keeps what `remat` names and computes the rest again; see `DiT`.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  if remat is False:
+    return block
+  name = 'nothing' if remat is True else remat
+  if name not in REMAT:
+    raise ValueError(
+        f'Unknown remat={remat!r}; expected False, True or one of {", ".join(REMAT)}.')
+  return nn.remat(block, policy=REMAT[name])
+
+
 class DiT(nn.Module):
   """Denoises the generated frames of a clip, given context frames, actions and poses.
 
@@ -96,8 +117,10 @@ class DiT(nn.Module):
       there is added to the tokens of the frames that ask for it. 0 for none.
     mlp_ratio: Hidden width of the MLP over D.
     map_dim: Channels of a spatial memory's tokens aligned with the frame's own (0: none).
-    dtype: Computation dtype; parameters, norms' statistics, softmax and output stay float32.
-    remat: Recompute blocks in the backward pass (less memory, more time).
+    dtype: Computation dtype; parameters, the sums of their gradients, norms' statistics, softmax
+      and output stay float32.
+    remat: What blocks keep for the backward pass, a name of `REMAT`; the rest is computed again
+      (less memory, more time). False keeps everything, True is 'nothing'.
     implementation: See `attention.attend`.
   """
 
@@ -113,7 +136,7 @@ class DiT(nn.Module):
   field: int = 0
   map_dim: int = 0
   dtype: Any = jnp.float32
-  remat: bool = False
+  remat: bool | str = False
   implementation: str = 'auto'
 
   @property
@@ -147,7 +170,9 @@ class DiT(nn.Module):
     tokens = dense(d, 'patch_embed')(embeddings.patchify(x, self.patch))
     place = self.param('place', nn.initializers.normal(0.5), (n, d))
     place = lora.embedding(self, 'place', place)
-    tokens = tokens + (frame + level)[:, :, None, :] + place.astype(self.dtype)
+    # Spread before it is rounded, as a dense layer's bias is.
+    place = jnp.broadcast_to(place, tokens.shape).astype(self.dtype)
+    tokens = tokens + (frame + level)[:, :, None, :] + place
     if self.pose_kind == 'grid':
       planes = embeddings.grid_planes(poses, self.grid)
       # The plane carries the frame's action too: "this happens here" is then linear.
@@ -183,7 +208,7 @@ class DiT(nn.Module):
     t, heads = tokens.shape[1], self.heads
     total = context + t if past is not None else t
     rope = embeddings.axial_rope(np.arange(first, first + t), self.grid, self.width // heads)
-    block = nn.remat(Block) if self.remat else Block
+    block = recomputed(Block, self.remat)
     caches = []
     for layer in range(self.depth):
       allowed = self.pattern.allowed(total, context, layer)[total - t:]

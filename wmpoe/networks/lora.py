@@ -33,26 +33,28 @@ def embedding(module: nn.Module, name: str, table: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`x @ kernel` for x [... D_in], with a kernel gradient that transposes the narrower operand.
+  """`x @ kernel` for x [... D_in], computed in the dtype of x; reverse mode only.
 
-  The gradient is a sum over rows, for which XLA's CPU backend transposes one operand. Left to
-  itself it takes the wider one and recomputes the activation's gradient in a strided loop, which
-  costs a sixth of an inner step. Reverse mode only.
+  The kernel's gradient is summed over rows, and over devices, in the kernel's own dtype: float32
+  also where activations are bfloat16. For that sum XLA's CPU backend transposes one operand; left
+  to itself it takes the wider one and recomputes the activation's gradient in a strided loop, which
+  costs a sixth of an inner step: here it transposes the narrower one.
   """
-  return x @ kernel
+  return x @ kernel.astype(x.dtype)
 
 
 def _product_forward(x, kernel):
-  return x @ kernel, (x, kernel)
+  return x @ kernel.astype(x.dtype), (x, kernel)
 
 
 def _product_backward(saved, gradient):
   x, kernel = saved
   rows, columns = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
-  over_rows = lambda narrow, wide: jnp.einsum('ni,nj->ij', narrow, wide)
+  over_rows = lambda narrow, wide: jnp.einsum(
+      'ni,nj->ij', narrow, wide, preferred_element_type=kernel.dtype)
   narrow_in = rows.shape[1] <= columns.shape[1]
   update = over_rows(rows, columns) if narrow_in else over_rows(columns, rows).T
-  return gradient @ kernel.T, update
+  return gradient @ kernel.astype(x.dtype).T, update
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -73,13 +75,14 @@ class Dense(nn.Module):
     if self.has_variable('lora', 'kernel'):
       kernel = self.get_variable('lora', 'kernel')
     x = x.astype(self.dtype)
-    y = product(x, kernel.astype(self.dtype))
+    y = product(x, kernel)
     if self.has_variable('lora', 'a'):
-      a = self.get_variable('lora', 'a').astype(self.dtype)
-      b = self.get_variable('lora', 'b').astype(self.dtype)
+      a, b = self.get_variable('lora', 'a'), self.get_variable('lora', 'b')
       y = y + product(product(x, a), b)
     if self.use_bias:
-      y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+      bias = self.param('bias', nn.initializers.zeros, (self.features,))
+      # Spread before it is rounded: its gradient is then summed in float32.
+      y = y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
     return y
 
 

@@ -207,7 +207,7 @@ class SSM(dit.DiT):
     offsets = jnp.concatenate([offsets, self.param(
         'modulation_time_offsets', nn.initializers.normal(0.02), (self.depth, 3, d))], axis=1)
     rope = embeddings.axial_rope(np.arange(1), self.grid, self.width // self.heads)
-    block = nn.remat(Block) if self.remat else Block
+    block = dit.recomputed(Block, self.remat)
     hidden = []
     for layer in range(self.depth):
       tokens, state = block(

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 import json
 import math
 import os
-import pathlib
 import sys
 import time
 from typing import Any, TextIO
+
+from wmpoe.training import workdir as workdir_lib
 
 FILENAME = "metrics.jsonl"
 
@@ -16,7 +17,8 @@ class MetricsLog:
   """Appends rows to metrics.jsonl.
 
   Opening it at the step a run resumes from drops the rows beyond that step and a last line torn
-  by a kill, atomically, so that no step is ever logged twice.
+  by a kill, atomically, so that no step is ever logged twice. In an object store, where nothing can
+  be appended to, the file is written anew by `sync`.
   """
 
   def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int):
@@ -26,11 +28,15 @@ class MetricsLog:
       workdir: the run's folder.
       resume_step: rows with a larger step are dropped; 0 starts an empty log.
     """
-    self.path = pathlib.Path(workdir) / FILENAME
-    kept = [row for row in read(workdir) if row["step"] <= resume_step]
+    self.path = workdir_lib.absolute(workdir) / FILENAME
+    lines = [json.dumps(row) + "\n" for row in read(workdir) if row["step"] <= resume_step]
+    self._remote = lines if workdir_lib.is_remote(workdir) else None
+    if self._remote is not None:
+      self.sync()
+      return
     temporary = self.path.with_suffix(".jsonl.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-      file.writelines(json.dumps(row) + "\n" for row in kept)
+      file.writelines(lines)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, self.path)
@@ -38,17 +44,42 @@ class MetricsLog:
 
   def write(self, row: Mapping[str, Any]) -> None:
     """Appends one row; numbers that are not finite become null, as JSON has none."""
-    self._file.write(json.dumps({k: _jsonable(v) for k, v in row.items()}) + "\n")
+    line = json.dumps({k: _jsonable(v) for k, v in row.items()}) + "\n"
+    if self._remote is not None:
+      self._remote.append(line)
+      return
+    self._file.write(line)
     # Handed to the system at once: a SIGKILL then loses nothing that was logged.
     self._file.flush()
 
   def sync(self) -> None:
     """Waits until every row is on disk; called before a checkpoint that relies on them."""
+    if self._remote is not None:
+      self.path.write_text("".join(self._remote))
+      return
     os.fsync(self._file.fileno())
 
   def close(self) -> None:
     """Closes the file."""
+    if self._remote is not None:
+      self.sync()
+      return
     self._file.close()
+
+
+class Silence:
+  """The log of a process that has none, in a pod: all but process 0."""
+
+  path = None
+
+  def write(self, row: Mapping[str, Any]) -> None:
+    """Drops the row."""
+
+  def sync(self) -> None:
+    """Does nothing."""
+
+  def close(self) -> None:
+    """Does nothing."""
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -57,10 +88,10 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   Raises:
     ValueError: if a line other than the last is not a JSON object with a step.
   """
-  path = pathlib.Path(workdir) / FILENAME
+  path = workdir_lib.absolute(workdir) / FILENAME
   if not path.exists():
     return []
-  lines = path.read_text(encoding="utf-8").split("\n")
+  lines = path.read_text().split("\n")
   rows = []
   for number, line in enumerate(lines, start=1):
     if not line:
@@ -112,14 +143,19 @@ class Window:
 class Progress:
   """One line that renews itself on a terminal, one line per report elsewhere."""
 
-  def __init__(self, total_steps: int, *, first_step: int = 0, stream: TextIO | None = None):
+  def __init__(
+    self, total_steps: int, *, first_step: int = 0, stream: TextIO | None = None,
+    silent: bool = False,
+  ):  # fmt: skip
     """Starts the clock.
 
     Args:
       total_steps: the step at which the run ends.
       first_step: the step it starts from in this session.
       stream: where to write; stderr by default.
+      silent: say nothing: another process does.
     """
+    self._silent = silent
     self._stream = sys.stderr if stream is None else stream
     self._total = total_steps
     self._first = first_step
@@ -128,6 +164,8 @@ class Progress:
 
   def report(self, step: int, loss: float, steps_per_second: float) -> None:
     """Shows the step, the loss, the rate and the time left."""
+    if self._silent:
+      return
     left = (self._total - step) / steps_per_second if steps_per_second > 0 else math.inf
     text = (
       f"step {step}/{self._total} ({100 * step / max(self._total, 1):.0f} %)  loss {loss:.5f}  "
@@ -142,6 +180,8 @@ class Progress:
 
   def say(self, text: str) -> None:
     """Writes a line of its own."""
+    if self._silent:
+      return
     if self._width:
       self._stream.write("\n")
       self._width = 0

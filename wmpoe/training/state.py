@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wmpoe import sharding
+
 Schedule = Literal["cosine", "constant"]
 
 _RESERVED = frozenset({
@@ -36,7 +38,9 @@ class TrainConfig:
 
   Attributes:
     steps: number of updates.
-    batch_size: expected leading axis of every batch leaf; None takes what comes.
+    batch_size: examples of an update, over all devices; None takes what comes.
+    accumulate: parts that a batch is computed in, one after the other, to save memory; the loss of
+      an update is the mean of theirs.
     learning_rate: after the warm-up.
     warmup_steps: updates of linear warm-up.
     schedule: 'cosine' (to zero at `steps`) or 'constant'.
@@ -48,13 +52,17 @@ class TrainConfig:
     log_every: steps between rows of metrics.jsonl; a row holds means over them.
     checkpoint_every: steps between checkpoints; the last step always has one.
     eval_every: steps between evaluations, None for the last step only.
-    keep: number of checkpoints kept.
+    keep: number of latest checkpoints kept.
+    keep_best: number of checkpoints kept beside them, those of the lowest `best_metric`; with it,
+      every evaluation makes a checkpoint.
+    best_metric: name of a value that the evaluation gives; lower is better.
     seed: of the initial parameters and of the steps' keys.
     max_seconds: stop with a checkpoint after this wall time of one session, None for no limit.
   """
 
   steps: int
   batch_size: int | None = None
+  accumulate: int = 1
   learning_rate: float = 1e-3
   warmup_steps: int = 100
   schedule: Schedule = "cosine"
@@ -67,6 +75,8 @@ class TrainConfig:
   checkpoint_every: int = 500
   eval_every: int | None = None
   keep: int = 2
+  keep_best: int = 0
+  best_metric: str = "validation_loss"
   seed: int = 0
   max_seconds: float | None = None
 
@@ -76,7 +86,7 @@ class TrainConfig:
     Raises:
       ValueError: naming the option, what was given and what is expected.
     """
-    for name in ("steps", "log_every", "checkpoint_every", "keep"):
+    for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep"):
       _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
     for name in ("batch_size", "eval_every"):
       value = getattr(self, name)
@@ -85,7 +95,7 @@ class TrainConfig:
       value = getattr(self, name)
       _expect(name, value, value is None or value > 0, "more than 0, or None")
     _expect("learning_rate", self.learning_rate, self.learning_rate > 0, "more than 0")
-    for name in ("warmup_steps", "weight_decay"):
+    for name in ("warmup_steps", "weight_decay", "keep_best"):
       _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
     for name in ("ema_decay", "b1", "b2"):
       _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
@@ -243,12 +253,18 @@ def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def make_train_step(
-  task: Task, config: TrainConfig
+  task: Task, config: TrainConfig, *, layout: TrainState | None = None
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, Any]]]:
   """Returns the jitted update `(state, batch, key) -> (state, metrics)`; it donates the state.
 
   The step's own key is fold_in(key, state.step). Metrics are those of the task plus loss,
   grad_norm (before clipping), update_norm and learning_rate.
+
+  Args:
+    task: what is learned.
+    config: the options.
+    layout: where the state lies, from `sharding.shardings`: gradients and the new state lie there,
+      metrics on every device. By default wherever XLA leaves them.
   """
   optimizer = optimizer_of(config)
   rate = learning_rate_schedule(
@@ -258,13 +274,20 @@ def make_train_step(
     schedule=config.schedule,
   )
 
+  loss_fn = task.loss if layout is None else sharding.whole_at_use(task.loss, layout.params)
+
+  def gradients(params: Any, batch: Any, key: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
+    values, grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
+    if layout is not None:
+      grads = jax.lax.with_sharding_constraint(grads, layout.params)
+    return values, grads
+
   def train_step(
     state: TrainState, batch: Any, key: jax.Array
   ) -> tuple[TrainState, dict[str, Any]]:
     step_key = jax.random.fold_in(key, state.step)
-    (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(
-      state.params, batch, step_key
-    )
+    compute = gradients if config.accumulate == 1 else _in_parts(gradients, config.accumulate)
+    (loss, metrics), grads = compute(state.params, batch, step_key)
     _check_metrics(metrics)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -279,7 +302,31 @@ def make_train_step(
     new = state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
     return new, metrics
 
-  return jax.jit(train_step, donate_argnums=0)
+  if layout is None:
+    return jax.jit(train_step, donate_argnums=0)
+  everywhere = layout.step
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, everywhere))
+
+
+def _in_parts(compute: Callable[..., Any], count: int) -> Callable[..., Any]:
+  """Returns `compute(params, batch, key)` as the mean over `count` parts of the batch."""
+
+  def mean(params: Any, batch: Any, key: jax.Array) -> Any:
+    # Every count-th example is of one part: each device splits its own rows, and none moves.
+    split = lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
+    parts = jax.tree.map(split, batch)
+
+    def add(total: Any, numbered: Any) -> tuple[Any, None]:
+      number, part = numbered
+      values = compute(params, part, jax.random.fold_in(key, number))
+      return jax.tree.map(jnp.add, total, values), None
+
+    one = jax.eval_shape(compute, params, jax.tree.map(lambda x: x[0], parts), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
+    return jax.tree.map(lambda leaf: leaf / count, total)
+
+  return mean
 
 
 def _expect(name: str, given: Any, fine: bool, expected: str) -> None:

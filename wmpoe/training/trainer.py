@@ -1,48 +1,42 @@
 """The training loop: one jitted step, exact resume, and nothing lost when it is stopped.
 
 `train(task, batches, workdir, config=...)` with the same arguments continues where it was,
-bit for bit: parameters, average, optimiser, data order and keys, also after a SIGKILL.
+bit for bit: parameters, average, optimiser, data order and keys, also after a SIGKILL. With a mesh
+the same loop runs over many devices and processes; process 0 alone writes configuration and logs.
 """
 
 from collections.abc import Callable, Collection, Mapping
+import contextlib
 import dataclasses
 import math
 import os
-import pathlib
 import signal
 import threading
-from typing import Any, Protocol
+from typing import Any
 
+from etils import epath
 import jax
-import numpy as np
 
+from wmpoe import multihost
+from wmpoe import sharding
 from wmpoe.training import checkpoints
+from wmpoe.training import inputs
 from wmpoe.training import metrics_log
 from wmpoe.training import state as state_lib
+from wmpoe.training import workdir as workdir_lib
 
 # Changing these does not make it another run: they say how long, how often and what is kept.
 _MAY_DIFFER = (
-  "steps", "max_seconds", "log_every", "checkpoint_every", "eval_every", "keep"
+  "steps", "max_seconds", "log_every", "checkpoint_every", "eval_every", "keep", "keep_best",
+  "best_metric",
 )  # fmt: skip
 
 
 # Written where the step is built; named here too, as the words of the trainer's interface.
+Batches = inputs.Batches
 Task = state_lib.Task
 TrainConfig = state_lib.TrainConfig
 make_train_step = state_lib.make_train_step
-
-
-class Batches(Protocol):
-  """A data iterator whose position can be saved, such as grain's."""
-
-  def __next__(self) -> Any:
-    """Returns the next batch: a pytree of arrays [B ...]."""
-
-  def get_state(self) -> Any:
-    """Returns the position: JSON-able, or bytes of UTF-8 text."""
-
-  def set_state(self, state: Any) -> None:
-    """Goes to a position."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +53,7 @@ class TrainResult:
   state: state_lib.TrainState
   step: int
   reason: str
-  workdir: pathlib.Path
+  workdir: epath.Path
 
   @property
   def finished(self) -> bool:
@@ -77,6 +71,7 @@ def train(
   workdir: str | os.PathLike[str],
   *,
   config: TrainConfig,
+  mesh: jax.sharding.Mesh | None = None,
   eval_fn: Callable[[Any, int], Mapping[str, float]] | None = None,
   run_config: Mapping[str, Any] | None = None,
   may_differ: Collection[str] = (),
@@ -85,13 +80,17 @@ def train(
   """Trains, or continues what is in `workdir`.
 
   SIGTERM and SIGINT (when called from the main thread) end it after the current step with a
-  checkpoint; a second one ends the process at once.
+  checkpoint; a second one ends the process at once. One that reaches any process of a pod ends all
+  at the same step.
 
   Args:
     task: initial parameters and loss.
-    batches: data iterator with get_state and set_state; dicts of numpy [B ...].
+    batches: data iterator with get_state and set_state; dicts of numpy [B ...], in a pod of this
+      process's rows (`sharding.batch_rows`).
     workdir: the run's folder, made if missing.
     config: the options.
+    mesh: what state and batches are spread over, from `sharding.make_mesh`; one device by default.
+      A run can go on on another mesh.
     eval_fn: `(ema, step) -> dict of numbers`, called every `eval_every` steps and at the end.
     run_config: JSON-able description of model and data, kept in config.json and in each
       checkpoint's meta and compared when resuming.
@@ -104,21 +103,31 @@ def train(
   Raises:
     OSError: the folder cannot be written to.
     RuntimeError: another job is in the folder, or the data ended before the last step.
-    ValueError: the folder holds a run of another configuration, or a batch is misshapen.
+    ValueError: the folder holds a run of another configuration, a batch is misshapen, or the mesh
+      does not divide it or a parameter.
     TypeError: `batches` cannot tell its position.
     DivergedError: something is not finite; names the step and the last good checkpoint.
   """
-  if not (hasattr(batches, "get_state") and hasattr(batches, "set_state")):
-    raise TypeError(
-      f"batches is a {type(batches).__name__}: expected an iterator with get_state() and "
-      "set_state(), such as iter(grain_dataset), so that a run can be resumed exactly."
+  if mesh is None:
+    if jax.process_count() > 1:
+      raise ValueError("Training in a pod needs a mesh of all its devices: sharding.make_mesh.")
+    mesh = sharding.make_mesh({}, jax.devices()[:1])
+  if mesh.shape["expert"] > 1:
+    raise ValueError(
+      f"The mesh has expert={mesh.shape['expert']}, but one expert is trained at a time: expected "
+      "1. Put these devices on the data or fsdp axis."
     )
-  folder = checkpoints.prepare_workdir(workdir)
+  data = inputs.Inputs(
+    batches, mesh, batch_size=config.batch_size, accumulate=config.accumulate)
+  folder = workdir_lib.absolute(workdir)
   described = {"train": dataclasses.asdict(config), "run": dict(run_config or {})}
   free = [f"train.{name}" for name in _MAY_DIFFER] + [f"run.{name}" for name in may_differ]
-  with checkpoints.Lock(folder), _Signals() as signals:
-    checkpoints.check_config(folder, described, may_differ=free)
-    run = _Run(task, batches, folder, config=config, described=described, eval_fn=eval_fn)
+  with _Signals() as signals, contextlib.ExitStack() as stack:
+    if multihost.is_main():
+      workdir_lib.prepare(folder)
+      stack.enter_context(workdir_lib.Lock(folder))
+      workdir_lib.check_config(folder, described, may_differ=free)
+    run = _Run(task, data, folder, mesh, config=config, described=described, eval_fn=eval_fn)
     try:
       reason = run.loop(signals)
     finally:
@@ -133,35 +142,45 @@ class _Run:
   def __init__(
     self,
     task: Task,
-    batches: Batches,
-    folder: pathlib.Path,
+    data: inputs.Inputs,
+    folder: epath.Path,
+    mesh: jax.sharding.Mesh,
     *,
     config: TrainConfig,
     described: Mapping[str, Any],
     eval_fn: Callable[[Any, int], Mapping[str, float]] | None,
   ):
-    self.config, self.folder, self.batches = config, folder, batches
+    self.config, self.folder, self.data = config, folder, data
     self.described, self.eval_fn = described, eval_fn
     self.started = metrics_log.clock()
-    init_key, self.key = jax.random.split(jax.random.key(config.seed))
-    self.train_step = make_train_step(task, config)
+    keys = jax.jit(
+      lambda: jax.random.split(jax.random.key(config.seed)),
+      out_shardings=sharding.replicated(mesh))
+    init_key, self.key = keys()
     optimizer = state_lib.optimizer_of(config)
-    make = jax.jit(lambda key: state_lib.create(task.init(key), optimizer))
-    self.state = make(init_key)
-    self.checkpointer = checkpoints.Checkpointer(folder, keep=config.keep)
+    make = lambda key: state_lib.create(task.init(key), optimizer)
+    shapes = jax.eval_shape(make, init_key)
+    layout = sharding.shardings(mesh, shapes)
+    self.train_step = make_train_step(task, config, layout=layout)
+    self.checkpointer = checkpoints.Checkpointer(
+      folder, keep=config.keep, keep_best=config.keep_best, best_metric=config.best_metric)
     self.seconds_before = 0.0
     self.window = metrics_log.Window()
-    if self.checkpointer.latest_step() is not None:
-      self.state, data, meta = self.checkpointer.restore(self.state)
-      batches.set_state(data)
+    if self.checkpointer.latest_step() is None:
+      self.state = jax.jit(make, out_shardings=layout)(init_key)
+    else:
+      self.state, position, meta = self.checkpointer.restore(
+        jax.tree.map(checkpoints.placed, shapes, layout))
+      data.restore(position)
       self.seconds_before = float(meta["seconds"])
       self.window = metrics_log.Window(meta["window"])
     self.step = self.saved_step = int(self.state.step)
-    self.log = metrics_log.MetricsLog(folder, resume_step=self.step)
-    self.progress = metrics_log.Progress(config.steps)
+    main = multihost.is_main()
+    self.log = (
+      metrics_log.MetricsLog(folder, resume_step=self.step) if main else metrics_log.Silence())
+    self.progress = metrics_log.Progress(config.steps, silent=not main)
     if self.step:
       self.progress.say(f"continuing {folder} from step {self.step}")
-    self.examples_per_batch: int | None = None
     self.mark = (self.step, metrics_log.clock())
 
   def loop(self, signals: "_Signals") -> str:
@@ -170,29 +189,34 @@ class _Run:
     pending: tuple[int, Any] | None = None
     reason = "finished"
     while self.step < config.steps:
-      if signals.name:
+      # Every process asks, and all hear the same: they stop at the same step.
+      if multihost.agree(signals.name is not None):
         reason = "signal"
-      elif config.max_seconds is not None and self._elapsed() >= config.max_seconds:
+      elif config.max_seconds is not None and multihost.agree(
+        self._elapsed() >= config.max_seconds
+      ):
         reason = "time"
       if reason != "finished":
         break
       batch = self._next_batch(pending)
       self.state, metrics = self.train_step(self.state, batch, self.key)
       self.step += 1
-      # The device is busy with this step while the host looks at the one before.
+      # The device is busy with this step while the host prepares the next and looks at the last.
+      if self.step < config.steps:
+        self._fetch()
       self._absorb(pending)
       pending = (self.step, metrics)
       last = self.step == config.steps
       evaluate = self.eval_fn is not None and (last or _due(self.step, config.eval_every))
-      save = last or _due(self.step, config.checkpoint_every)
+      save = last or _due(self.step, config.checkpoint_every) or (
+        evaluate and config.keep_best > 0)
       if evaluate or save:
         # Nothing is evaluated or saved before its own step is known to be finite.
         self._absorb(pending)
         pending = None
-      if evaluate:
-        self._evaluate()
+      measured = self._evaluate() if evaluate else None
       if save:
-        self._save()
+        self._save(measured)
     self._absorb(pending)
     if self.step > self.saved_step:
       self._save()
@@ -202,9 +226,14 @@ class _Run:
   def _elapsed(self) -> float:
     return metrics_log.clock() - self.started
 
+  def _fetch(self) -> None:
+    # The end of the data matters once the batch is needed: `take` meets it again.
+    with contextlib.suppress(StopIteration):
+      self.data.fetch()
+
   def _next_batch(self, pending: tuple[int, Any] | None) -> Any:
     try:
-      batch = next(self.batches)
+      return self.data.take()
     except StopIteration:
       self._absorb(pending)
       if self.step > self.saved_step:
@@ -214,17 +243,6 @@ class _Run:
         "iterator: repeat() the dataset, or ask for fewer steps. The last checkpoint is "
         f"{self.checkpointer.latest_path()}."
       ) from None
-    if self.examples_per_batch is None:
-      sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-      expected = self.config.batch_size
-      if len(sizes) != 1 or () in sizes or (expected is not None and sizes != {(expected,)}):
-        raise ValueError(
-          f"The batch's leaves have leading axes {sorted(sizes)}: expected every one to be "
-          f"{'the same' if expected is None else f'batch_size = {expected}'}. Batch the dataset "
-          "accordingly."
-        )
-      self.examples_per_batch = sizes.pop()[0]
-    return batch
 
   def _absorb(self, pending: tuple[int, Any] | None) -> None:
     """Fetches the metrics of a step, checks and logs them."""
@@ -259,12 +277,12 @@ class _Run:
           "learning_rate": learning_rate,
           "steps_per_second": rate,
           "seconds": self.seconds_before + self._elapsed(),
-          "examples": step * (self.examples_per_batch or 0),
+          "examples": step * (self.data.batch_size or 0),
         }
       )
       self.progress.report(step, loss, rate)
 
-  def _evaluate(self) -> None:
+  def _evaluate(self) -> dict[str, float]:
     assert self.eval_fn is not None
     paused = metrics_log.clock()
     values = dict(self.eval_fn(self.state.ema, self.step))
@@ -275,19 +293,21 @@ class _Run:
     shown = "  ".join(f"{name} {float(value):.5g}" for name, value in values.items())
     self.progress.say(f"evaluated at step {self.step}: {shown}")
     self._leave_out(paused)
+    return values
 
-  def _save(self) -> None:
+  def _save(self, measured: Mapping[str, float] | None = None) -> None:
     paused = metrics_log.clock()
     # A checkpoint promises that every row up to its step is in the log.
     self.log.sync()
     self.checkpointer.save(
       self.state,
-      data=self.batches.get_state(),
+      data=self.data.position,
       meta={
         "seconds": self.seconds_before + self._elapsed(),
         "window": self.window.to_json(),
         "config": self.described,
       },
+      measured=measured,
     )
     self.saved_step = self.step
     self._leave_out(paused)
@@ -311,7 +331,8 @@ class _Run:
       hint = next_hint or f"wmpoe.training.checkpoints.load_params({str(folder)!r})"
       self.progress.say(f"finished all {self.step} steps; {wrote}; next: {hint}")
       return
-    why = f"stopped by {signal_name}" if reason == "signal" else "stopped at the time limit"
+    by = signal_name or "a signal to another process"
+    why = f"stopped by {by}" if reason == "signal" else "stopped at the time limit"
     self.progress.say(
       f"{why} at step {self.step}/{self.config.steps}; {wrote}; run the same command again to "
       "continue"
