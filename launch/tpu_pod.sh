@@ -192,7 +192,9 @@ run() {
   on all "if $running; then echo \"\$(hostname) is running \$(cat ~/wmpoe-job/command)\" >&2; exit 3; fi
 [ -e ~/wmpoe/.ready ] || { echo \"\$(hostname) is not set up\" >&2; exit 3; }" \
     || die 'Nothing was started, see above: `logs` follows what is running, `stop` ends it; `setup` installs.' 1
+  # gcloud repeats what it lost the connection to: a second start has to find the first.
   on all "set -e
+if $running; then exit 0; fi
 rm -rf ~/wmpoe-job && mkdir ~/wmpoe-job && cd ~/wmpoe
 printf '%s\\n' $quoted > ~/wmpoe-job/command
 export PATH=~/wmpoe/.venv/bin:\"\$PATH\" PYTHONUNBUFFERED=1
