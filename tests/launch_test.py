@@ -3,14 +3,19 @@
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+from absl import flags as absl_flags
 import pytest
 import yaml
+
+from wmpoe import cli
+from wmpoe.commands import train
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _LAUNCH = _ROOT / 'launch'
@@ -403,3 +408,27 @@ def test_the_jobset_is_what_kubernetes_expects():
   container = pod['containers'][0]
   assert container['resources']['limits'] == {'google.com/tpu': 4}
   assert container['command'] == ['bash', '-c', f'exec {values["COMMAND"]}']
+
+
+def test_the_commands_of_the_docs_are_understood(cloud, monkeypatch):
+  monkeypatch.chdir(_ROOT)
+  text = (_ROOT / 'docs' / 'pods.md').read_text()
+  lines = [line for block in re.findall(r'```bash\n(.*?)```', text, re.DOTALL)
+           for line in block.splitlines()]
+  assert len(lines) > 10
+  for line in lines:
+    words = shlex.split(line)
+    if 'train' in words:  # Every flag and config is one that there is.
+      argv = ['wmpoe train', *words[words.index('train') + 1:]]
+      flags = absl_flags.FlagValues()
+      train.define(flags, argv)
+      assert cli._parse(flags, argv) == []
+      assert flags.config.expert == 'base'
+    if words[0] == 'DRY_RUN=1':
+      words.pop(0)
+    if words[0] in ('launch/tpu_pod.sh', 'launch/babysit.sh'):
+      done = cloud(*words[1:], script=pathlib.Path(words[0]).name, DRY_RUN='1')
+      assert done.returncode == 0, done.stderr
+      assert done.stdout.startswith(('gcloud ', 'git '))
+    else:  # The others are run by tests of their own.
+      assert words[0] in ('python', 'export', 'sbatch', 'launch/local_pod.sh')

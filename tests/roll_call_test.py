@@ -81,29 +81,18 @@ def test_a_port_in_use_is_said():
 
 
 @pytest.mark.parametrize(('process', 'processes', 'why'), [
-    (0, None, 'has the index of one that is here'),
-    (1, 3, 'is one of 3 processes by its own count, but of 2 by that of process 0'),
-    (2, 2, r'is none of 0 ... 1'),
+    (1, 3, 'has the index of one that is here, on host'),
+    (2, 4, 'is one of 4 processes by its own count, but of 3 by that of process 0'),
+    (3, 3, r'is none of 0 ... 2'),
 ])
 def test_who_does_not_belong_is_refused_and_the_others_go_on(process, processes, why):
-  pod = _Pod(2, absent=[1])
-  pod.ends.append(queue.SimpleQueue())
+  pod = _Pod(3, absent=[2])
   pod.open().close()
-  time.sleep(0.1)  # So that the real process 0 is there before its double.
-  stranger = pod.pool.submit(
-      _join_as_client, pod.address, process=process, processes=processes or 2)
-  with pytest.raises(roll_call.MissingError, match=why):
-    stranger.result(5)
-  pod.joining.append(pod.join(1))
+  time.sleep(0.1)  # So that process 1 is there before its double.
+  with pytest.raises(ValueError, match=why):
+    roll_call.Member(pod.address, process=process, processes=processes, timeout=5.0, on_end=print)
+  pod.joining.append(pod.join(2))
   pod.leave()
-
-
-def _join_as_client(address, *, process, processes):
-  """Joins without listening, whatever the index."""
-  with socket.create_connection(address) as connection:
-    roll_call._send(connection, 'join', process=process, processes=processes, host='b', facts={})
-    with connection.makefile() as lines:
-      raise roll_call.MissingError(lines.readline())
 
 
 def test_a_stranger_at_the_port_does_no_harm():
