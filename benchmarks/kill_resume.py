@@ -129,16 +129,15 @@ def fingerprint(workdir: pathlib.Path, steps: int) -> dict[str, str]:
   for item in _ARRAYS:
     with ocp.StandardCheckpointer() as reader:
       shapes = reader.metadata(checkpoint / item).item_metadata
-      tree = reader.restore(checkpoint / item, jax.tree.map(_on_one_device, dict(shapes)))
+      tree = reader.restore(checkpoint / item, jax.tree.map(_on_one_device, shapes.tree))
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       array = np.asarray(leaf)
       digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
       digest.update(array.tobytes())
     found[item] = digest.hexdigest()
-  position = b''.join(path.read_bytes() for path in sorted((checkpoint / 'data').rglob('*'))
-                      if path.is_file() and not path.name.startswith('_'))
-  found['data'] = hashlib.sha256(position).hexdigest()
+  # The file beside it names the folder it was written to.
+  found['data'] = hashlib.sha256((checkpoint / 'data' / 'metadata').read_bytes()).hexdigest()
   rows = [{k: v for k, v in row.items() if k not in _TIMES} for row in metrics_log.read(workdir)]
   found['metrics'] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
   return found
