@@ -213,6 +213,7 @@ logs() {
   # Others end with host 0, or within the minutes after which jax gives a lost one up.
   local ended
   ended=$(on all "for i in \$(seq 180); do $running || break; sleep 1; done
+if $running; then echo \"\$(hostname) is still running; 'logs' follows it\" >&2; fi
 echo wmpoe-exit=\$(cat ~/wmpoe-job/exit 2> /dev/null || echo 75)") || ended+=$'\nwmpoe-exit=75'
   if [[ ${DRY_RUN-} ]]; then
     printf '%s\n' "$ended"

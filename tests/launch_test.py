@@ -102,13 +102,23 @@ def test_local_pod_names_bad_input(arguments, message):
   assert done.stderr.startswith(f'local_pod.sh: {message}')
 
 
+# What Slurm tells its processes, for jax to detect.
+_SLURM = """
+import os
+host, port = os.environ['WMPOE_COORDINATOR'].split(':')
+size, index = os.environ['WMPOE_NUM_PROCESSES'], os.environ['WMPOE_PROCESS_ID']
+os.environ |= {
+    'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': host, 'SLURM_NTASKS': size,
+    'SLURM_PROCID': index, 'SLURM_LOCALID': index, 'JAX_COORDINATOR_PORT': port}
+WHERE = 'auto'
+"""
 _JOIN = """
-import os, sys
+import os
 import jax, jax.numpy as jnp
 import numpy as np
 from wmpoe import multihost
 
-multihost.initialize(timeout=60)
+multihost.initialize(WHERE, timeout=60)
 me = jax.process_index()
 print('agreed', multihost.agree(me == 1), multihost.agree(False), multihost.is_main(), flush=True)
 mesh = jax.sharding.Mesh(np.array(jax.devices()), 'x')
@@ -122,7 +132,8 @@ multihost.barrier('here')
 
 
 def test_a_pod_agrees_sums_over_devices_and_leaves():
-  done = _run('local_pod.sh', '2', '--', sys.executable, '-c', _JOIN + 'multihost.leave()',
+  done = _run('local_pod.sh', '2', '--', sys.executable, '-c',
+              f'WHERE = ""\n{_JOIN}\nmultihost.leave()',
               PYTHONPATH=str(_ROOT), JAX_PLATFORMS='cpu')
   assert done.returncode == 0, done.stderr
   assert sorted(line for line in done.stdout.splitlines() if 'Gloo' not in line) == [
@@ -133,7 +144,7 @@ def test_a_lost_process_ends_the_pod_with_a_message_and_no_hang():
   lost = 'os.kill(os.getpid(), 9) if me else psum(rows + psum(rows)).item()'
   begun = time.monotonic()
   done = _run('local_pod.sh', '2', '--', sys.executable, '-c',
-              f'{_JOIN}\n{lost}\nmultihost.agree(True)',
+              f'{_SLURM}\n{_JOIN}\n{lost}\nmultihost.agree(True)',
               PYTHONPATH=str(_ROOT), JAX_PLATFORMS='cpu', GRACE='60')
   assert done.returncode == 137  # SIGKILL
   assert time.monotonic() - begun < 60  # jax alone takes 100 s to notice.
