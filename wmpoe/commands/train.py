@@ -112,7 +112,7 @@ def run(flags: absl_flags.FlagValues) -> int:
 
 def _package(
     flags: absl_flags.FlagValues, description: dict[str, Any], params: Any, steps: int,
-    flops: float, measured: dict[str, float],
+    flops: float | None, measured: dict[str, float],
 ) -> None:
   """Writes the finished expert to a file and says so."""
   card = packaged.save(flags.package, params, {
