@@ -19,6 +19,7 @@ COMMANDS = {
     'eval': 'measure a protocol on held-out episodes, with a report',
     'collect': 'write episodes of an environment to disk',
     'encode': 'encode Memory Maze episodes into a latent cache',
+    'memory': 'look into memory files; compare, merge and fork them, forget a span',
     'info': 'describe packaged experts, composition rules and this installation',
 }
 # What a user can cause and mend: shown as one message, without a traceback.
@@ -98,8 +99,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
   try:
     extra = _parse(flags, arguments)
-    if extra and 'topic' in flags and len(extra) == 1:  # `info composition` reads better
-      flags['topic'].value = extra.pop()
+    if extra and 'topic' in flags and (len(extra) == 1 or 'files' in flags):
+      flags['topic'].value = extra.pop(0)  # `info composition` reads better
+    if extra and 'files' in flags:
+      flags['files'].value, extra = extra, []
     if extra:
       raise ValueError(f'{command} takes flags only, got {extra}. See --help.')
     module.run(flags)
