@@ -49,6 +49,7 @@ def test_awake_it_remembers_what_it_sees(make):
 
 
 def test_asleep_it_imagines_beside_the_dream_without_memory_and_the_truth(one):
+  assert _dream(one, 'space')[0]['fps'] == 0  # it compiled, which is not told as its rate
   header, pictures = _dream(one)
   assert set(pictures) == {'dream', 'bare', 'truth'}
   assert pictures['dream'].shape == (16, 16, 3) and pictures['dream'].dtype == np.uint8

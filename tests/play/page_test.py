@@ -46,7 +46,7 @@ def test_one_opens_it_steers_sets_reloads_and_watches(browser, address):
   before = frames()
   page.keyboard.press('Space')  # steer, asleep
   wait(f"document.querySelector('#main').dataset.frames > {before}")
-  wait("Number(document.querySelector('#fps').textContent) > 0")
+  assert page.locator('#caption').inner_text().startswith('what the model imagines')
   painted = page.evaluate(
       "[...document.querySelector('#bare').getContext('2d').getImageData(0, 0, 9, 9).data]")
   assert any(painted)

@@ -285,12 +285,12 @@ class Dreamer:
       truths.append(moment.frame if moment else self.world.nearest(place))
     asked = np.stack(actions)[None], np.stack([p.pose for p in places])[None]
     self._back.append(self._mark())
-    self._announce(model)
+    first = self._announce(model)
     before = dataclasses.replace(self._session, model=model)
     begun = time.perf_counter()
     after, imagined = before.imagine(*asked)
     frames = np.asarray(imagined[0])
-    self._read_ms = 1e3 * (time.perf_counter() - begun) / settings.chunk
+    read_ms = 1e3 * (time.perf_counter() - begun) / settings.chunk
     pictures: list[dict[str, np.ndarray]] = [{'dream': frame} for frame in frames]
     if settings.compare:
       self._bare, bare = dataclasses.replace(
@@ -303,11 +303,15 @@ class Dreamer:
     if settings.overlay and model.memories:
       drawn = overlay.strength(model, before.state, episode.Observation(
           frames=frames[None], actions=asked[0], poses=asked[1]), before.key)
+      # One scale for all experts, so that they can be compared; what is next to nothing stays dark.
+      top = max(0.02, *(float(np.percentile(found, 99)) for found in drawn.values()))
       for name, found in drawn.items():
         for picture, heat in zip(pictures, np.asarray(found[0]), strict=True):
-          picture[f'drew:{name}'] = np.clip(255 * heat / 2.0, 0, 255).astype(np.uint8)
+          picture[f'drew:{name}'] = np.clip(255 * heat / top, 0, 255).astype(np.uint8)
     rate = settings.chunk / (time.perf_counter() - begun)
-    self._fps = rate if not self._fps else 0.7 * self._fps + 0.3 * rate
+    if not first:  # a step that compiled says nothing about the next ones
+      self._read_ms = read_ms
+      self._fps = rate if not self._fps else 0.7 * self._fps + 0.3 * rate
     self._session = dataclasses.replace(after, model=self._session.model)
     self._place, self._followed = place, self._followed + settings.chunk * settings.follow
     events = []
@@ -320,13 +324,15 @@ class Dreamer:
 
   # -------------------------------------------------------------------------------------- helpers
 
-  def _announce(self, model: world_model.WorldModel) -> None:
-    """Says that a first step with such settings takes longer, as it is compiled."""
+  def _announce(self, model: world_model.WorldModel) -> bool:
+    """Whether a step with such settings is the first and is compiled, which takes longer."""
     program = (model.rule, model.sampler, model.num_steps, model.chunk, self.settings.compare,
                self.settings.overlay)
-    if program not in self._compiled:
-      self._compiled.add(program)
-      self._say('compiling this composition, once')
+    if program in self._compiled:
+      return False
+    self._compiled.add(program)
+    self._say('compiling this composition, once')
+    return True
 
   def _recent_of(self, session: session_lib.Session) -> session_lib.Session:
     return dataclasses.replace(
