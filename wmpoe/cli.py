@@ -26,6 +26,8 @@ COMMANDS = {
     'collect': 'write episodes of an environment to disk',
     'encode': 'encode episodes into a latent cache',
     'data': 'your own data: convert, validate, stats, preview',
+    'play': 'steer through a world inside the model, on a local page',
+    'memory': 'look into memory files; compare, merge and fork them, forget a span',
     'info': 'describe packaged experts, composition rules and this installation',
 }
 # What a user can cause and mend: shown as one message, without a traceback.
@@ -128,8 +130,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
   try:
     extra = _parse(flags, arguments)
-    if extra and 'topic' in flags and len(extra) == 1:  # `info composition` reads better
-      flags['topic'].value = extra.pop()
+    if extra and 'topic' in flags and (len(extra) == 1 or 'files' in flags):
+      flags['topic'].value = extra.pop(0)  # `info composition` reads better
+    if extra and 'files' in flags:
+      flags['files'].value, extra = extra, []
     if extra:
       raise ValueError(f'{command} takes flags only, got {extra}. See --help.')
     return _run(module, flags)

@@ -1,44 +1,32 @@
 """Packaged experts: the weights of one network in one file, without pickle.
 
-A file is an ordinary `.npz` (a zip that `numpy.load(path, allow_pickle=False)` reads too):
-
-  card.json                     what the weights are and where they come from
-  params/<a/b/c>.npy            one float16 or float32 array for each leaf `params['a']['b']['c']`
-
-The card holds config, data, seed, steps, command, result and licence, given by whoever saves, and
-format_version, dtype, num_parameters and sha256, which `save` works out. The hash runs over the
-leaves in the order of their paths, and for each over its path, dtype, shape and bytes, so that a
-renamed or reshaped leaf is found as well as a changed one. It guards against damage and mix-ups,
-not against an attacker, who could replace the hash with the weights.
-
-Equal parameters and cards give equal files, byte for byte.
+The file is an `archive` with one float16 or float32 array `params/a/b/c` for each leaf
+`params['a']['b']['c']`. The card holds config, data, seed, steps, command, result and licence,
+given by whoever saves, and format_version, dtype, num_parameters and sha256, which `save` works
+out.
 """
 
 from collections.abc import Mapping
-import hashlib
 from importlib import resources
-import io
 import json
 import os
 import pathlib
-import secrets
 from typing import Any
-import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmpoe import archive
+
 FORMAT_VERSION = 1
 CARD_FIELDS = ('config', 'data', 'seed', 'steps', 'command', 'result', 'licence')
 
-_CARD_MEMBER = 'card.json'
-_PREFIX = 'params/'
-_SUFFIX = '.npy'
-_DTYPES = ('float16', 'float32')
-# A fixed time keeps equal contents equal as files; 1980 is where zip's calendar begins.
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
-_MOST_NAMED = 20
+_KIND = archive.Kind(
+  what='packaged weights', version=FORMAT_VERSION, prefix='params',
+  fields=(*CARD_FIELDS, 'dtype', 'num_parameters'), dtypes=('float16', 'float32'),
+  writer='wmpoe.packaged.save', remedy='Fetch or train it again.',
+)
 
 
 def save(
@@ -72,10 +60,9 @@ def save(
     OSError: if the folder can't be written to.
   """
   destination = pathlib.Path(path)
-  if destination.suffix != '.npz':
-    raise ValueError(f"Packaged weights are files named *.npz, got '{destination}'.")
-  if dtype not in _DTYPES:
-    raise ValueError(f'dtype must be one of {", ".join(_DTYPES)}, got {dtype!r}.')
+  archive.check_name(destination, _KIND)
+  if dtype not in _KIND.dtypes:
+    raise ValueError(f'dtype must be one of {", ".join(_KIND.dtypes)}, got {dtype!r}.')
   absent = [field for field in CARD_FIELDS if field not in card]
   if absent:
     raise ValueError(
@@ -85,21 +72,11 @@ def save(
   leaves = {leaf: _as_stored(leaf, value, dtype=dtype) for leaf, value in _flatten(params).items()}
   if not leaves:
     raise ValueError(f'There is no leaf in the params for {destination.name}: nothing to save.')
-  full_card = dict(card) | {
-    'format_version': FORMAT_VERSION,
-    'dtype': dtype,
-    'num_parameters': sum(leaf.size for leaf in leaves.values()),
-    'sha256': _digest(leaves),
-  }
-  try:
-    card_text = json.dumps(full_card, indent=2, sort_keys=True, allow_nan=False)
-  except (TypeError, ValueError) as error:
-    raise TypeError(
-      f'The card of {destination.name} must be made of dicts, lists, strings, finite numbers, '
-      f'booleans and None ({error}). Convert it first, a ConfigDict by its to_dict().'
-    ) from error
-  _write_atomically(destination, _to_bytes(card_text, leaves))
-  return json.loads(card_text)
+  return archive.write(
+    destination, _KIND,
+    dict(card) | {'dtype': dtype, 'num_parameters': sum(leaf.size for leaf in leaves.values())},
+    leaves,
+  )
 
 
 def load(path: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -122,16 +99,14 @@ def load(path: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict[str,
     FileNotFoundError: if there is no file.
   """
   source = pathlib.Path(path)
-  full_card, members = _read(source)
-  leaves = _read_leaves(source, members)
-  digest = _digest(leaves)
-  if digest != full_card['sha256']:
-    raise ValueError(
-      f"'{source}' is damaged: its weights have sha256 {digest}, its card says "
-      f'{full_card["sha256"]}. Fetch or train it again.'
-    )
+  leaves, full_card = archive.read(source, _KIND)
   if like is not None:
-    _check_like(source, leaves, {leaf: np.shape(v) for leaf, v in _flatten(like).items()})
+    found = archive.differences(leaves, {leaf: np.shape(v) for leaf, v in _flatten(like).items()})
+    if found:
+      raise ValueError(
+        f"The weights in '{source}' do not fit the model. {found}. Build the model with the config "
+        "on the file's card (wmpoe.packaged.card)."
+      )
   arrays = {leaf: jnp.asarray(value.astype(np.float32)) for leaf, value in leaves.items()}
   if like is None:
     return _unflatten(arrays), full_card
@@ -151,7 +126,7 @@ def card(path: str | os.PathLike[str]) -> dict[str, Any]:
     ValueError: if the file is no such file, is damaged or of another format version.
     FileNotFoundError: if there is no file.
   """
-  return _read(pathlib.Path(path))[0]
+  return archive.card(path, _KIND)
 
 
 def names() -> list[str]:
@@ -243,8 +218,7 @@ def _as_stored(path: str, value: Any, *, dtype: str) -> np.ndarray:
     raise TypeError(f"Leaf '{path}' must be a floating-point array, got {kind}.")
   exact = np.asarray(value)
   with np.errstate(over='ignore'):
-    # Little-endian whatever the machine, for the hash is over bytes.
-    stored = exact.astype(np.dtype(dtype).newbyteorder('<'))
+    stored = exact.astype(np.dtype(dtype))
   if not np.isfinite(exact.astype(np.float64)).all():
     raise ValueError(f"Leaf '{path}' holds NaN or infinity: such weights are not worth saving.")
   if not np.isfinite(stored).all():
@@ -253,123 +227,3 @@ def _as_stored(path: str, value: Any, *, dtype: str) -> np.ndarray:
       "Save it with dtype='float32', or look for what made it so large."
     )
   return stored
-
-
-def _digest(leaves: Mapping[str, np.ndarray]) -> str:
-  digest = hashlib.sha256()
-  for path, leaf in sorted(leaves.items()):
-    # json.dumps delimits what follows one another: no two lists of leaves give the same text.
-    digest.update(json.dumps([path, leaf.dtype.str, leaf.shape]).encode())
-    digest.update(leaf.tobytes())
-  return digest.hexdigest()
-
-
-def _to_bytes(card_text: str, leaves: Mapping[str, np.ndarray]) -> bytes:
-  buffer = io.BytesIO()
-  with zipfile.ZipFile(buffer, 'w') as archive:
-    _add_member(archive, _CARD_MEMBER, card_text.encode())
-    for path, leaf in leaves.items():
-      member = io.BytesIO()
-      np.lib.format.write_array(member, leaf, allow_pickle=False)
-      _add_member(archive, f'{_PREFIX}{path}{_SUFFIX}', member.getvalue())
-  return buffer.getvalue()
-
-
-def _add_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-  archive.writestr(
-    zipfile.ZipInfo(name, date_time=_ZIP_TIME), content, compress_type=zipfile.ZIP_DEFLATED
-  )
-
-
-def _write_atomically(destination: pathlib.Path, content: bytes) -> None:
-  destination.parent.mkdir(parents=True, exist_ok=True)
-  # In the same folder, since a rename is atomic only within one file system. The name doesn't end
-  # in .npz: what a killed run leaves behind is never taken for an expert.
-  temporary = destination.with_name(f'.{destination.name}.{secrets.token_hex(4)}.tmp')
-  try:
-    with open(temporary, 'xb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, destination)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
-
-
-def _read(source: pathlib.Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-  """Returns the card, checked, and the other members of the zip, not yet looked at."""
-  content = source.read_bytes()
-  try:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-      listed = archive.namelist()
-      members = {name: archive.read(name) for name in listed}
-  except Exception as error:  # Damage surfaces in zipfile and zlib as a dozen unrelated types.
-    raise ValueError(
-      f"'{source}' ({len(content)} bytes) cannot be read as packaged weights: it is truncated, "
-      f'damaged or no .npz file ({error}). Fetch or train it again.'
-    ) from error
-  if len(members) != len(listed):
-    raise ValueError(f"'{source}' holds a member twice: it was not written by wmpoe.")
-  if _CARD_MEMBER not in members:
-    raise ValueError(
-      f"'{source}' has no {_CARD_MEMBER}, so these are not packaged weights. wmpoe.packaged.save "
-      'writes such files.'
-    )
-  try:
-    facts = json.loads(members.pop(_CARD_MEMBER))
-  except ValueError as error:
-    raise ValueError(f"The {_CARD_MEMBER} in '{source}' is not JSON: {error}.") from error
-  version = facts.get('format_version') if isinstance(facts, dict) else None
-  if version != FORMAT_VERSION:
-    raise ValueError(
-      f"'{source}' is of format version {version!r}; this wmpoe reads version {FORMAT_VERSION}. "
-      'Use the wmpoe that wrote it, or train it again.'
-    )
-  absent = [f for f in (*CARD_FIELDS, 'dtype', 'num_parameters', 'sha256') if f not in facts]
-  if absent:
-    raise ValueError(f"The card in '{source}' lacks {', '.join(absent)}.")
-  return facts, members
-
-
-def _read_leaves(source: pathlib.Path, members: Mapping[str, bytes]) -> dict[str, np.ndarray]:
-  leaves = {}
-  for name, content in members.items():
-    if not (name.startswith(_PREFIX) and name.endswith(_SUFFIX)):
-      raise ValueError(f"'{source}' holds '{name}', which is neither its card nor a leaf.")
-    try:
-      leaf = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # A damaged header can raise nearly anything, MemoryError included.
-      raise ValueError(
-        f"'{name}' in '{source}' is not a plain array ({error}). Pickled objects are never loaded."
-      ) from error
-    if leaf.dtype.str not in ('<f2', '<f4'):
-      raise ValueError(f"'{name}' in '{source}' is {leaf.dtype}, expected {' or '.join(_DTYPES)}.")
-    leaves[name[len(_PREFIX) : -len(_SUFFIX)]] = leaf
-  return dict(sorted(leaves.items()))
-
-
-def _check_like(
-  source: pathlib.Path,
-  leaves: Mapping[str, np.ndarray],
-  expected: Mapping[str, tuple[int, ...]],
-) -> None:
-  problems = {
-    'missing': [path for path in expected if path not in leaves],
-    'extra': [path for path in leaves if path not in expected],
-    'misshapen': [
-      f'{path} (file {leaves[path].shape}, model {shape})'
-      for path, shape in expected.items()
-      if path in leaves and leaves[path].shape != shape
-    ],
-  }
-  if any(problems.values()):
-    described = []
-    for kind, found in problems.items():
-      if found:
-        more = f' and {len(found) - _MOST_NAMED} more' if len(found) > _MOST_NAMED else ''
-        described.append(f'{len(found)} {kind}: {", ".join(found[:_MOST_NAMED])}{more}')
-    raise ValueError(
-      f"The weights in '{source}' do not fit the model. {'; '.join(described)}. Build the model "
-      "with the config on the file's card (wmpoe.packaged.card)."
-    )

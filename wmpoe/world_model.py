@@ -135,7 +135,7 @@ class WorldModel:
     Raises:
       ValueError: if the observation does not fit the model (see `episode.validate`).
     """
-    self._validate(observation)
+    self.validate(observation)
     return self.write(state, self.encode(observation), key)
 
   def encode(self, observation: episode.Observation) -> episode.Observation:
@@ -238,7 +238,8 @@ class WorldModel:
         memories[name] = self.memories[name].write(memories[name], seen, fold(_WRITE))
     return WorldState(recent=state.recent.push(seen), memories=memories), seen.frames
 
-  def _validate(self, observation: episode.Observation) -> None:
+  def validate(self, observation: episode.Observation) -> None:
+    """Checks frames as they come against the model; see `episode.validate` for what it raises."""
     episode.validate(
         observation, action_dim=self.action_dim, pose_dim=self.pose_dim,
         frame_shape=(

@@ -53,7 +53,7 @@ _SCHEDULES = {
     'cosine': schedules.CosineSchedule,
     'linear_beta': schedules.LinearBetaSchedule,
 }
-_SAMPLERS = {
+SAMPLERS = {
     'ddim': samplers.DDIM,
     'ddpm': samplers.DDPM,
     'heun': samplers.Heun,
@@ -96,7 +96,7 @@ def dimensions(description: Description) -> Dimensions:
 
 def sampler(description: Description) -> samplers.Sampler:
   """A sampler; `{'name': 'ddim', 'eta': 0.0}`."""
-  return _named('sampler', _SAMPLERS, description)
+  return _named('sampler', SAMPLERS, description)
 
 
 def optimizer(description: Description) -> optax.GradientTransformation:

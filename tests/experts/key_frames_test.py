@@ -140,3 +140,33 @@ def test_sizes_that_do_not_fit_are_refused():
     dataclasses.replace(MODEL, reader=view_reader.ViewReader(features=5))
   with pytest.raises(ValueError, match='expected count >= 1'):
     key_frames.Retrieval(count=0)
+
+
+def test_merged_rings_hold_the_newest_of_both_once():
+  """Frames are told apart by their x: 0, 1, ... in the first, 10, 11, ... in the second."""
+  memory = key_frames.Posed(params=None, model=MODEL, capacity=4)
+  blank = memory.init(1)
+
+  def ring(*numbers):
+    x = jnp.asarray(numbers, jnp.float32)
+    poses = jnp.stack([x, 0 * x, 0 * x], axis=-1)[None]
+    frames = jnp.broadcast_to(x[:, None, None, None], (len(numbers), *blank.frames.shape[2:]))[None]
+    return memory.write(blank, episode.Observation(frames=frames, actions=None, poses=poses), None)
+
+  def held(state):
+    count = int(state.count[0])
+    numbers = np.asarray(state.poses[0, :, 0])[:count]
+    np.testing.assert_array_equal(np.asarray(state.frames[0, :count, 0, 0, 0]), numbers)
+    return numbers.tolist()
+
+  merge = lambda first, second: held(memory.merge(first, second, 'any'))
+  assert merge(ring(0), ring(10, 11)) == [0, 10, 11]
+  assert merge(ring(0, 1, 2, 3, 4, 5), ring(10, 11)) == [4, 5, 10, 11]  # the first is a full ring
+  assert merge(ring(0, 1), ring(10, 11, 12, 13, 14)) == [11, 12, 13, 14]
+  assert merge(ring(0, 1, 2), ring(1, 2)) == [0, 1, 2]  # what both hold is kept once
+  assert merge(blank, ring(10)) == [10] and merge(ring(0), blank) == [0]
+  full = memory.merge(ring(0, 1, 2), ring(10, 11), 'any')
+  after = memory.write(full, episode.Observation(
+      frames=jnp.full((1, 1, *blank.frames.shape[2:]), 20.0), actions=None,
+      poses=jnp.asarray([[[20.0, 0, 0]]])), None)
+  assert sorted(held(after.replace(count=jnp.array([4])))) == [2, 10, 11, 20]  # the oldest goes

@@ -67,3 +67,10 @@ def test_an_empty_ring_is_its_own_baseline():
   partly = _write(MEMORY.init(2), small.observation(2, 1))
   assert not np.any(_estimates(partly, small.query(2))[2])
   assert jnp.sum(partly.valid) == 2
+
+
+def test_of_two_memories_the_later_one_stays_unless_it_is_empty():
+  memory = small.experts().short_term
+  one, two = (memory.write(memory.init(2), small.observation(2, 3, seed=s), None) for s in (0, 1))
+  small.same(memory.merge(one, two, 'any'), two)
+  small.same(memory.merge(one, memory.init(2), 'any'), one)

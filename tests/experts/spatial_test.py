@@ -161,3 +161,12 @@ def test_empty_rate_hides_the_history():
 def test_a_denoiser_that_cannot_take_the_map():
   with pytest.raises(ValueError, match='map tokens of 0 channels, the map has 4.*set map_dim=4'):
     dataclasses.replace(MODEL, denoiser=small.model())
+
+
+def test_merged_maps_are_what_writing_one_after_the_other_gives():
+  memory = small.experts().spatial
+  write = jax.jit(memory.write)
+  first, second, empty = small.observation(2, 3), small.observation(2, 3, seed=1), memory.init(2)
+  one, two = write(empty, first, None), write(empty, second, None)
+  small.close(memory.merge(one, two, 'any'), write(one, second, None))
+  small.same(memory.merge(one, empty, 'any'), one)

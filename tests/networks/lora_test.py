@@ -142,3 +142,28 @@ def test_gradients_reach_the_adapter():
 def test_bad_arguments(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+def test_two_adapters_are_combined_into_one_of_the_same_rank():
+  """With ranks to spare the sum is exact; without, it is the nearest: its best singular parts."""
+  rng = np.random.default_rng(0)
+  make = lambda rank, used: {'layer': {
+      'a': jnp.asarray(rng.normal(size=(2, 6, rank)) * (np.arange(rank) < used), jnp.float32),
+      'b': jnp.asarray(rng.normal(size=(2, rank, 5)), jnp.float32)}}
+  product = lambda tree: np.asarray(tree['layer']['a'] @ tree['layer']['b'])
+  one, two = make(4, 2), make(4, 2)
+  got = lora.combine(one, two, 'concatenate')
+  assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, one)
+  np.testing.assert_allclose(product(got), product(one) + product(two), atol=1e-5)
+  one, two = make(2, 2), make(2, 2)
+  total = product(one) + product(two)
+  left = np.linalg.norm(product(lora.combine(one, two, 'concatenate')) - total, axis=(1, 2))
+  singular = np.linalg.svd(total, compute_uv=False)
+  np.testing.assert_allclose(left, np.linalg.norm(singular[:, 2:], axis=1), rtol=1e-4)
+  wide = make(7, 7)  # more ranks than the layer has
+  np.testing.assert_allclose(
+      product(lora.combine(wide, wide, 'concatenate')), 2 * product(wide), atol=1e-4)
+  small.close(lora.combine(one, two, 'average')['layer']['a'],
+              (one['layer']['a'] + two['layer']['a']) / 2)
+  with pytest.raises(ValueError, match="Unknown way to merge adapters 'sum'"):
+    lora.combine(one, two, 'sum')

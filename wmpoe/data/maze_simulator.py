@@ -94,24 +94,47 @@ def run(
     RuntimeError: if the episode ends early.
   """
   check(size=size, length=length, image=image)
-  env = _make(seed, size=size, image=image)
+  simulator = Simulator(seed, size=size, image=image)
   rng = np.random.default_rng((_SALT, seed))
-  steps: list[dict[str, np.ndarray]] = []
   try:
-    step, action, reward = env.reset(), None, 0.0
-    while True:
-      steps.append(_fields(step.observation, action, reward))
-      if len(steps) == length:
-        break
-      if step.last():
+    steps = [simulator.start()]
+    while len(steps) < length:
+      fields = simulator.step(_decide(policy, steps[-1], rng))
+      if fields is None:
         raise RuntimeError(
             f'The episode of seed {seed} ended after {len(steps)} of {length} steps.')
-      action = _decide(policy, steps[-1], rng)
-      step = env.step(action)
-      reward = float(step.reward or 0.0)
+      steps.append(fields)
   finally:
-    env.close()
+    simulator.close()
   return {name: np.stack([fields[name] for fields in steps]) for name in steps[0]}
+
+
+class Simulator:
+  """A running episode, a step at a time, in the fields of the public dataset without their T."""
+
+  def __init__(self, seed: int, *, size: int = 9, image: int = 64):
+    """Makes a simulator of its own.
+
+    Raises:
+      ImportError: see `require`.
+    """
+    self._env, self._over = _make(seed, size=size, image=image), False
+
+  def start(self) -> dict[str, np.ndarray]:
+    """The first frame's fields; action and reward are zero."""
+    return _fields(self._env.reset().observation, None, 0.0)
+
+  def step(self, action: int) -> dict[str, np.ndarray] | None:
+    """The next frame's fields after an action (index of `memory_maze.ACTIONS`); None at the end."""
+    if self._over:
+      return None
+    step = self._env.step(action)
+    self._over = step.last()
+    return _fields(step.observation, action, float(step.reward or 0.0))
+
+  def close(self) -> None:
+    """Ends it."""
+    self._env.close()
 
 
 def _make(seed: int, *, size: int, image: int) -> Any:

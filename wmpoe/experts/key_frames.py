@@ -181,6 +181,29 @@ class Posed:
         poses=put(state.poses, slots, observation.poses),
         count=state.count + frames.shape[1])
 
+  def merge(self, first: KeyFrames, second: KeyFrames, how: str) -> KeyFrames:
+    """The union of both, the second's pictures counted as the newer ones.
+
+    What both hold, seen from the very same pose, is kept once.
+    """
+    del how
+    size = self.capacity
+
+    def one(old, new):  # of one episode
+      twice = jnp.all(old.poses[:, None] == new.poses, axis=-1) & (jnp.arange(size) < new.count)
+      there = jnp.concatenate([
+          (jnp.arange(size) < old.count) & ~jnp.any(twice, axis=1), jnp.arange(size) < new.count])
+      # By age: a ring that was filled starts at its next slot. Empty slots go first.
+      age = [jnp.mod(jnp.arange(size) - jnp.maximum(s.count, size), size) for s in (old, new)]
+      age[1] = age[1] + size
+      order = jnp.argsort(jnp.where(there, jnp.concatenate(age), -1))[size:]
+      count = jnp.minimum(jnp.sum(there), size)
+      put = lambda x, y: jnp.roll(jnp.concatenate([x, y])[order], count - size, axis=0)
+      return KeyFrames(
+          frames=put(old.frames, new.frames), poses=put(old.poses, new.poses), count=count)
+
+    return jax.vmap(one)(first, second)
+
   def read(self, state: KeyFrames, query: expert.Query) -> expert.Contrast:
     """The denoiser with what the asked poses overlap, against the same without."""
     cells = self.model.read(self.params, state.frames, state.poses, state.valid, query.poses)

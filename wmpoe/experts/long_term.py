@@ -70,6 +70,11 @@ class LongTerm:
   action_dim: int = struct.field(pytree_node=False, kw_only=True)
   pose_dim: int = struct.field(pytree_node=False, kw_only=True)
 
+  @property
+  def only_for_writing(self) -> tuple[str, ...]:
+    """Fields of the state that reading does without: files may leave them out."""
+    return 'opt_state', 'history'
+
   def init(self, batch: int) -> LongTermState:
     """Empty memories for `batch` episodes."""
     one = LongTermState(
@@ -110,6 +115,18 @@ class LongTerm:
         steps=steps)
     return dataclasses.replace(
         state, lora=lora, opt_state=opt_state, step=state.step + losses.shape[0])
+
+  def merge(self, first: LongTermState, second: LongTermState, how: str) -> LongTermState:
+    """One memory out of two; see `lora.average` and `lora.concatenate`. It is for reading only.
+
+    Its history and optimiser state are empty: neither of the two belongs to the merged weights.
+
+    Raises:
+      ValueError: for an unknown way.
+    """
+    lora = lora_lib.combine(first.lora, second.lora, how)
+    return dataclasses.replace(
+        self.init(first.step.shape[0]), lora=lora, step=jnp.maximum(first.step, second.step))
 
   def read(self, state: LongTermState, query: expert.Query) -> expert.Contrast:
     """The base with the episodes' adapters against the base without."""

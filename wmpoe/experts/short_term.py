@@ -9,6 +9,7 @@ from typing import Any
 
 import chex
 from flax import struct
+import jax
 import jax.numpy as jnp
 
 from wmpoe.data import episode
@@ -50,6 +51,13 @@ class ShortTerm:
     """Pushes the observed frames; the oldest fall out."""
     del key
     return state.push(observation)
+
+  def merge(self, first: expert.Window, second: expert.Window, how: str) -> expert.Window:
+    """Of two memories the second: what was seen last."""
+    del how
+    seen = jnp.any(second.valid, axis=1)
+    return jax.tree.map(
+        lambda x, y: jnp.where(seen.reshape(-1, *(1,) * (x.ndim - 1)), y, x), first, second)
 
   def read(self, state: expert.Window, query: expert.Query) -> expert.Contrast:
     """The long-window denoiser against itself with the window nulled, or against the base."""

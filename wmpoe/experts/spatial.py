@@ -168,6 +168,14 @@ class Spatial:
     del key
     return self.model.write(self.params, state, observation.frames, observation.poses)
 
+  def merge(self, first: Map, second: Map, how: str) -> Map:
+    """The union of two maps of one place: what writing the second's frames after would give."""
+    del how
+    share = second.seen[..., None]
+    return Map(
+        features=(1.0 - share) * first.features + second.features,
+        seen=1.0 - (1.0 - first.seen) * (1.0 - second.seen))
+
   def read(self, state: Map, query: expert.Query) -> expert.Contrast:
     """The denoiser with the cells the asked poses will show, against an empty map or the base."""
     context = query.recent.last(self.model.denoiser.context)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 Params = Any
 
+COMBINED = ('average', 'concatenate')
 TARGETS = ('query', 'key', 'value', 'out', 'mlp_in', 'mlp_out')
 
 
@@ -171,6 +172,41 @@ def merged(params: Params, lora: Params, spec: LoraSpec) -> Params:
     update = adapters[path + ('a',)] @ adapters[path + ('b',)]
     tree[path + ('kernel',)] = kernel + spec.scale * update
   return traverse_util.unflatten_dict(tree)
+
+
+def combine(first: Params, second: Params, how: str) -> Params:
+  """One adapter [B ...] out of two of one rank R [B ...], in one of the ways of `COMBINED`.
+
+  average: the mean of `a` and the mean of `b`. Cheap; but the product of means is not the mean of
+    the products, unless the two share their `a`.
+  concatenate: ranks side by side, `[a a'] [b; b']`, which is the sum of both updates, brought back
+    to rank R by the truncated singular value decomposition, its best approximation.
+
+  Raises:
+    ValueError: for an unknown way.
+  """
+  if how not in COMBINED:
+    raise ValueError(f'Unknown way to merge adapters {how!r}; expected one of {COMBINED}.')
+  if how == 'average':
+    return jax.tree.map(lambda x, y: (x + y) / 2, first, second)
+  one, two = (traverse_util.flatten_dict(tree) for tree in (first, second))
+  tree = {}
+  for path, a in one.items():
+    if path[-1] == 'a':
+      b = path[:-1] + ('b',)
+      tree[path], tree[b] = _truncated(a @ one[b] + two[path] @ two[b], a.shape[-1])
+  return traverse_util.unflatten_dict(tree)
+
+
+def _truncated(update: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
+  """Factors a [B D_in R] and b [B R D_out] whose product is nearest to `update` [B D_in D_out]."""
+  u, s, v = jnp.linalg.svd(update, full_matrices=False)
+  kept = min(rank, s.shape[-1])
+  root = jnp.sqrt(s[:, :kept])
+  fill = ((0, 0), (0, rank - kept))
+  a = u[:, :, :kept] * root[:, None]
+  b = root[:, :, None] * v[:, :kept]
+  return jnp.pad(a, ((0, 0), *fill)), jnp.pad(b, (fill[0], fill[1], (0, 0)))
 
 
 def is_merged(lora: Params) -> bool:

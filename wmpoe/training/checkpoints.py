@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import os
 from typing import Any, Literal
 
-from etils import epath
+from etils import epath  # comes with orbax, whose paths these are
 import jax
 import numpy as np
 import orbax.checkpoint as ocp

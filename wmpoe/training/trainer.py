@@ -14,7 +14,7 @@ import signal
 import threading
 from typing import Any
 
-from etils import epath
+from etils import epath  # comes with orbax, whose paths these are
 import jax
 
 from wmpoe import multihost

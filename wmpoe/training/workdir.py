@@ -12,7 +12,7 @@ import pathlib
 import socket
 from typing import Any, TextIO
 
-from etils import epath
+from etils import epath  # comes with orbax, whose paths these are
 
 CONFIG = "config.json"
 LOCK = "train.lock"

@@ -1,0 +1,74 @@
+import pathlib
+import socket
+import sys
+
+import pytest
+
+from wmpoe import zoo
+from wmpoe.play import server
+
+_MAZE = f'--config={pathlib.Path(__file__).parents[2] / "configs" / "memory_maze.py"}'
+
+
+class _Server:
+  """Stands in for uvicorn: asks for what the page would be made of, and ends."""
+
+  def __init__(self, room):
+    self.room = room
+
+  def run(self, sockets):
+    self.dreamer = self.room._make(lambda text: None)
+    assert sockets[0].getsockname()[0] == '127.0.0.1'  # nobody else can reach it
+
+
+@pytest.fixture
+def served(monkeypatch, tiny):
+  """The dreamers of the pages that were served."""
+  made = []
+
+  def make_server(app):
+    made.append(_Server(app))
+    return made[-1]
+
+  monkeypatch.setattr(server, 'make_app', lambda room, token: room)
+  monkeypatch.setattr(server, 'make_server', make_server)
+  monkeypatch.setattr(zoo, 'load', lambda name, compose=None: tiny.world('spatial', env=False))
+  return made
+
+
+def test_it_prints_a_link_and_serves_the_world(wmpoe, served, tmp_path):
+  done = wmpoe('play', '--port=0', '--chunk=2', '--experts=base', '--workdir=there')
+  assert done.code == 0, done.err
+  link = done.out.split()[1]
+  host, _, token = link.removeprefix('http://').partition('/?token=')
+  assert host.startswith('127.0.0.1:') and len(token) >= 20
+  dreamer = served[0].dreamer
+  assert dreamer.world.name == 'cards' and dreamer.settings.chunk == 2
+  assert not dreamer.settings.weights  # the base alone
+  assert dreamer.folder.name == 'there' and list((tmp_path / 'there').iterdir()) == []
+  assert 'python -m wmpoe memory info FILE' in done.out
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--chunk=9'], '--chunk=9: expected 1 to 8.'),
+    (['--experts=spatial'], "--experts=['spatial'] must include base."),
+    ([_MAZE, '--episode=9'], '--episode=9: there are 4, from 0 on.'),
+    ([_MAZE, '--reality=simulator'], 'pip install wmpoe[maze]'),
+    (['--memory=nowhere.npz'], 'No such file'),
+])
+def test_bad_input_is_named(wmpoe, served, flags, message, monkeypatch):
+  for name in ('memory_maze', 'memory_maze.tasks'):
+    monkeypatch.setitem(sys.modules, name, None)
+  done = wmpoe('play', '--port=0', *flags)
+  assert done.code == 2
+  assert message in done.err
+
+
+def test_a_port_that_is_taken(wmpoe, served):
+  with socket.socket() as taken:
+    taken.bind(('127.0.0.1', 0))
+    taken.listen()
+    port = taken.getsockname()[1]
+    done = wmpoe('play', f'--port={port}')
+  assert done.code == 2
+  assert f'Cannot listen on 127.0.0.1:{port}' in done.err and '--port=0' in done.err

@@ -1,0 +1,132 @@
+"""Awake and asleep, step by step, in a tiny world; no server and no thread."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.play import conftest
+from wmpoe import session
+from wmpoe.play import protocol
+
+
+@pytest.fixture
+def one(make):
+  """A dreamer that has looked around a little and fallen asleep."""
+  made = make()
+  for key in ('space', 'right', 'space'):
+    _do(made, 'tap', key=key)
+    made.advance()
+  _do(made, 'mode', name='dream')
+  return made
+
+
+def _do(dreamer, what, **args):
+  return dreamer.apply(protocol.Command(what, args))
+
+
+def _dream(dreamer, key='down'):
+  _do(dreamer, 'tap', key=key)
+  events = dreamer.advance()
+  assert not dreamer.wants_step()
+  return events[-1]
+
+
+def test_awake_it_remembers_what_it_sees(make):
+  made = make()
+  before = made.status()['observed']
+  _do(made, 'tap', key='space')
+  header, pictures = made.advance()[0]
+  assert set(pictures) == {'reality'} and header['observed'] == before + 1
+  spatial = made._session.state.memories['spatial']
+  _do(made, 'remember', on=False)
+  _do(made, 'tap', key='right')
+  made.advance()
+  assert made._session.state.memories['spatial'] is not None
+  np.testing.assert_array_equal(made._session.state.memories['spatial'].features, spatial.features)
+  assert made.status()['observed'] == before + 1
+  assert made._session.state.recent is not made.world.now()
+
+
+def test_asleep_it_imagines_beside_the_dream_without_memory_and_the_truth(one):
+  assert _dream(one, 'space')[0]['fps'] == 0  # it compiled, which is not told as its rate
+  header, pictures = _dream(one)
+  assert set(pictures) == {'dream', 'bare', 'truth'}
+  assert pictures['dream'].shape == (16, 16, 3) and pictures['dream'].dtype == np.uint8
+  assert np.any(pictures['dream'] != pictures['bare'])
+  assert header['pose'] == [1.0, 1.0] and header['fps'] > 0 and header['read_ms'] > 0
+  np.testing.assert_array_equal(pictures['truth'], one.world.nearest(one._place))
+
+
+def test_experts_that_are_off_weigh_nothing_and_nothing_compiles_again(one):
+  from wmpoe.session import live
+  _dream(one)
+  programs = live._imagine._cache_size()
+  _do(one, 'weight', expert='spatial', value=3.0)
+  _dream(one)
+  _do(one, 'expert', expert='spatial', on=False)
+  _, pictures = _dream(one)
+  assert live._imagine._cache_size() == programs
+  assert float(one.settings.compose(one._session.model).memories['spatial'].weight) == 0.0
+  assert np.any(pictures['dream'] != 0)
+
+
+def test_the_overlay_shows_where_an_expert_pulls(one):
+  _do(one, 'overlay', on=True)
+  _, pictures = _dream(one)
+  heat = pictures['drew:spatial']
+  assert heat.shape == (16, 16) and heat.dtype == np.uint8 and heat.max() > 0
+  _do(one, 'expert', expert='spatial', on=False)
+  assert _dream(one)[1]['drew:spatial'].max() == 0
+
+
+def test_rewinding_and_dreaming_again_is_the_same_dream(one):
+  first = [_dream(one, key)[1]['dream'] for key in ('down', 'left')]
+  _do(one, 'rewind', frames=2)
+  again = [_dream(one, key)[1]['dream'] for key in ('down', 'left')]
+  np.testing.assert_array_equal(first, again)
+  assert len(one.hello()['path']) == 2
+
+
+def test_a_fork_can_be_returned_to(one):
+  _dream(one)
+  _do(one, 'fork')
+  known = one._session.state
+  other = _dream(one)[1]['dream']
+  header, _ = _do(one, 'branch', index=0)[0]
+  assert header['branches'] == 1 and len(header['path']) == 1
+  assert one._session.state is known
+  assert np.any(_dream(one)[1]['dream'] != other)  # a fork dreams of its own
+
+
+def test_waking_up_goes_back_to_where_reality_stands(one):
+  pose = one.world.now().place.pose.tolist()
+  _dream(one)
+  header, pictures = _do(one, 'mode', name='real')[0]
+  assert header['pose'] == pose and header['path'] == []
+  np.testing.assert_array_equal(pictures['reality'], one.world.now().frame)
+
+
+def test_memories_and_films_are_written_to_the_folder_alone(one, tmp_path):
+  _do(one, 'record', on=True)
+  _dream(one)
+  _dream(one)
+  pytest.importorskip('PIL')
+  notes = [_do(one, 'record', on=False), _do(one, 'save'), _do(one, 'save')]
+  names = ['film_001.gif', 'memory_001.npz', 'memory_002.npz']
+  assert [event[0][0]['text'].rpartition('/')[2] for event in notes] == names
+  assert sorted(p.name for p in tmp_path.rglob('*') if p.is_file()) == names
+  loaded = session.Session.load(tmp_path / 'out' / 'memory_001.npz', conftest.opened())
+  assert loaded.imagined.tolist() == [2]
+  assert dataclasses.asdict(one.settings)['mode'] == 'dream'
+
+
+@pytest.mark.parametrize(('what', 'args', 'message'), [
+    ('rewind', {'frames': 1}, 'no way further back'),
+    ('branch', {'index': 0}, 'There are 0 forks'),
+    ('watch', {'frames': 5}, 'wake up first'),
+    ('follow', {'on': True}, 'not recorded'),
+])
+def test_what_cannot_be_done_now_says_why(one, what, args, message):
+  with pytest.raises(ValueError, match=message):
+    _do(one, what, **args)

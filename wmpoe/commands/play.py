@@ -1,0 +1,123 @@
+"""Opens a local page on which one steers through a world inside the model, with the arrow keys.
+
+  python -m wmpoe play                                   Memory Cards
+  python -m wmpoe play --config=configs/memory_maze.py   Memory Maze
+
+What one sees is imagined. One starts awake, in a real episode that the memories are shown; asleep,
+arrows steer through what they remember. Weights of experts, composition rule, sampler and steps are
+set on the page; beside the dream runs another without memory. Memories and films are saved to
+--workdir, and nothing is written anywhere else. The page is served on this machine alone and opens
+with the link that is printed. Needs the extra `play`: pip install -e '.[play]'.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import secrets
+import socket
+from typing import Any
+
+from absl import flags as absl_flags
+import numpy as np
+
+from wmpoe import session as session_lib
+from wmpoe import zoo
+from wmpoe.commands import common
+from wmpoe.data import bundled
+from wmpoe.play import dreamer
+from wmpoe.play import protocol
+from wmpoe.play import server
+from wmpoe.play import worlds
+
+_REALITIES = ('recording', 'simulator')
+
+
+def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+  """Adds the flags of `play`."""
+  common.define_config(flags, argv)
+  absl_flags.DEFINE_string(
+      'workdir', 'outputs/play', 'Folder to save memories and films to.', flag_values=flags)
+  absl_flags.DEFINE_integer('port', 8760, 'Port; 0 takes a free one.', flag_values=flags)
+  absl_flags.DEFINE_string(
+      'host', '127.0.0.1', 'Address to listen on; by default this machine alone.',
+      flag_values=flags)
+  absl_flags.DEFINE_enum(
+      'reality', 'recording', _REALITIES, 'Memory Maze: a bundled episode, or the simulator, which '
+      'needs the extra `maze`.', flag_values=flags)
+  absl_flags.DEFINE_integer(
+      'episode', 0, 'Which board, bundled episode or maze.', flag_values=flags)
+  absl_flags.DEFINE_integer(
+      'watch', 0, 'Frames of reality to be shown before the page is used.', flag_values=flags)
+  absl_flags.DEFINE_integer(
+      'chunk', 1, 'Frames imagined for one decision.', flag_values=flags)
+  absl_flags.DEFINE_string(
+      'memory', '', 'A memory file to go on from, of this world.', flag_values=flags)
+  absl_flags.DEFINE_list(
+      'experts', None, 'Which experts to compose, base among them; all if not given.',
+      flag_values=flags)
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+  """Serves the page until it is interrupted."""
+  description = {'env': {'name': 'cards'}} if flags.config is None else common.plain(flags.config)
+  folder = common.output_folder(flags.workdir)
+  if not 1 <= flags.chunk <= 8:
+    raise ValueError(f'--chunk={flags.chunk}: expected 1 to 8.')
+  world = _world(description, flags)
+
+  def make(say: Callable[[str], None]) -> dreamer.Dreamer:
+    say('loading the experts')
+    session = _session(description['env']['name'], flags)
+    made = dreamer.Dreamer(session, world, folder, say=say)
+    made.apply(protocol.Command('chunk', {'value': flags.chunk}))
+    if flags.watch:
+      made.apply(protocol.Command('watch', {'frames': flags.watch}))
+    return made
+
+  token = secrets.token_urlsafe(16)
+  app = server.make_app(server.Room(make), token)
+  with socket.socket() as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      sock.bind((flags.host, flags.port))
+    except OSError as error:
+      raise OSError(
+          f'Cannot listen on {flags.host}:{flags.port} ({error.strerror}); take another with '
+          '--port, or --port=0 for any that is free.') from error
+    print(f'open         http://{flags.host}:{sock.getsockname()[1]}/?token={token}\n'
+          f'saves to     {folder}\nend it with  Ctrl-C', flush=True)
+    server.make_server(app).run(sockets=[sock])
+  print(f'\nmemories and films are in {folder}; look at one:  python -m wmpoe memory info FILE')
+
+
+def _session(name: str, flags: absl_flags.FlagValues) -> session_lib.Session:
+  """A new session, or the one of a memory file."""
+  if flags.memory:
+    session = session_lib.Session.load(flags.memory, name)
+    if session.batch != 1:
+      raise ValueError(f"'{flags.memory}' holds {session.batch} episodes; expected one.")
+    return session
+  session = session_lib.Session.open(name)
+  if flags.experts is None:
+    return session
+  if 'base' not in flags.experts:
+    raise ValueError(f'--experts={flags.experts} must include base.')
+  return session.compose(*flags.experts)
+
+
+def _world(description: Mapping[str, Any], flags: absl_flags.FlagValues) -> worlds.World:
+  """The world of a config.
+
+  Raises:
+    ValueError: for an episode there is none of.
+    ImportError: if the simulator is asked for and not installed.
+  """
+  env = zoo.environment(description['env'])
+  if description['env']['name'] == 'cards':
+    return worlds.CardsWorld(env, flags.episode)
+  _, params, _ = zoo.load_odometry(description['protocol']['odometry'])
+  planned = {name: np.asarray(leaf) for name, leaf in params['plan'].items()}
+  if flags.reality == 'simulator':
+    return worlds.MazeWorld(env, planned, simulator=worlds.simulated(env, flags.episode))
+  found = bundled.episodes('memory_maze')
+  if not 0 <= flags.episode < len(found):
+    raise ValueError(f'--episode={flags.episode}: there are {len(found)}, from 0 on.')
+  return worlds.MazeWorld(env, planned, recorded=found[flags.episode])

@@ -1,0 +1,147 @@
+"""What a memory needs to know of its model: which weights it is for, and how they are composed.
+
+Weights are told apart by hash, part by part; how they are composed is plain JSON, restored from it
+where it has a name, and otherwise required to be the same.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from wmpoe import archive
+from wmpoe import world_model
+from wmpoe import zoo
+from wmpoe.experts import composition
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+  """A leaf's path, '/'-joined."""
+  return jax.tree_util.keystr(keys, simple=True, separator='/')
+
+
+def leaves_of(tree: Any) -> dict[str, Any]:
+  """The leaves of any pytree by their paths."""
+  return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def fingerprint(model: world_model.WorldModel) -> dict[str, str]:
+  """The hash of each part of a model: 'base', 'latents' if there are any, and every memory.
+
+  It is of parameters and of the shapes of the memory's state; weights of contrasts, rule and
+  sampler are no part of it.
+  """
+  known: dict[int, str] = {}  # parts share parameters: the base's serve its long-term memory, too
+
+  def one(leaf: Any) -> str:
+    if id(leaf) not in known:
+      known[id(leaf)] = archive.digest_of({'': leaf})
+    return known[id(leaf)]
+
+  def of(tree: Any, state: Any = None) -> str:
+    text = [f'{path} {one(leaf)}' for path, leaf in sorted(leaves_of(tree).items())]
+    text += [f'{path} {leaf.shape} {leaf.dtype}' for path, leaf in sorted(leaves_of(state).items())]
+    return hashlib.sha256('\n'.join(text).encode()).hexdigest()
+
+  parts = {'base': of(model.base)}
+  if model.latents is not None:
+    parts['latents'] = of(model.latents)
+  for name, memory in model.memories.items():
+    parts[name] = of(memory.replace(weight=0.0), jax.eval_shape(lambda m=memory: m.init(1)))
+  return parts
+
+
+def check(parts: Mapping[str, str], expected: Mapping[str, str], *, where: str) -> None:
+  """Checks that a model has all that a memory was written for.
+
+  Args:
+    parts: The model's fingerprint.
+    expected: That of the memory.
+    where: Where the memory comes from, for the message.
+
+  Raises:
+    ValueError: naming each part that is missing or another.
+  """
+  wrong = [
+      f'{name} (the memory is for {digest[:12]}, the model has '
+      f'{parts[name][:12] if name in parts else "none"})'
+      for name, digest in expected.items() if parts.get(name) != digest]
+  if wrong:
+    raise ValueError(
+        f'{where} is the memory of another model. It differs in {"; ".join(wrong)}. Open the '
+        'weights it was written with: a memory means nothing to others.')
+
+
+def describe(model: world_model.WorldModel) -> dict[str, Any]:
+  """How a model is composed and sampled, as plain JSON."""
+  weight = lambda w: np.asarray(w, np.float32).astype(float).tolist()
+  return {
+      'experts': [*('base',) * model.with_base, *model.memories],
+      'weights': {name: weight(memory.weight) for name, memory in model.memories.items()},
+      'rule': _rule(model.rule),
+      'levels': {name: _level(level) for name, level in model.levels if name in model.memories},
+      'sampler': _sampler(model.sampler),
+      'num_steps': model.num_steps, 'chunk': model.chunk, 'grid': model.grid,
+      'corrector': None if model.corrector is None else repr(model.corrector),
+      'follows': list(model.follows),
+  }
+
+
+def restore(
+    model: world_model.WorldModel, described: Mapping[str, Any]
+) -> world_model.WorldModel:
+  """The model, composed and sampled as described.
+
+  Raises:
+    ValueError: if something of the description is known by no name, and the model has it otherwise.
+  """
+  own = describe(model)
+  changes: dict[str, Any] = {
+      'num_steps': described['num_steps'], 'chunk': described['chunk'], 'grid': described['grid'],
+      'follows': tuple(described['follows'])}
+  kept = {'rule': model.rule, 'sampler': model.sampler, 'corrector': model.corrector}
+  for name, build in (
+      ('rule', composition.rule_by_name), ('sampler', zoo.sampler), ('corrector', None)):
+    if described[name] == own[name]:
+      changes[name] = kept[name]
+    elif build is None or (isinstance(described[name], str) and '(' in described[name]):
+      raise ValueError(
+          f'The memory was written with the {name} {described[name]}, which has no name to restore '
+          f'it by; the model has {own[name]}. Give the model the same {name}.')
+    else:
+      changes[name] = build(described[name])
+  weights = {
+      n: w if isinstance(w, float) else np.asarray(w, np.float32)
+      for n, w in described['weights'].items()}
+  levels = dict(model.levels)
+  for name, level in described['levels'].items():
+    if level != own['levels'].get(name):
+      if isinstance(level, str):
+        raise ValueError(f'The weight of {name} followed {level}; give the model the same levels.')
+      levels[name] = composition.Interval(
+          **{end: value for end, value in level.items() if value is not None})
+  levels = {name: level for name, level in levels.items() if name in described['levels']}
+  model = model.compose(*described['experts'], weights=weights, levels=levels)
+  return dataclasses.replace(model, **changes)
+
+
+def _rule(rule: Any) -> str:
+  return next((n for n, known in composition.RULES.items() if known == rule), repr(rule) + '()')
+
+
+def _level(level: Any) -> Any:
+  if not isinstance(level, composition.Interval):
+    return repr(level)
+  return {end: None if math.isinf(value) else value
+          for end, value in dataclasses.asdict(level).items()}
+
+
+def _sampler(sampler: Any) -> Any:
+  names: dict[Any, str] = {known: name for name, known in zoo.SAMPLERS.items()}
+  if type(sampler) not in names:
+    return repr(sampler) + '()'
+  return {'name': names[type(sampler)], **dataclasses.asdict(sampler)}

@@ -1,0 +1,264 @@
+"""A session: a world model with its running episodes, to be observed, dreamed on, forked and saved.
+
+Sessions are immutable: every method returns a new one and leaves the old as it was. What does not
+change is shared, so that a fork costs nothing and an old session is a way back.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+import wmpoe
+from wmpoe import world_model
+from wmpoe import zoo
+from wmpoe.data import episode
+from wmpoe.session import identity
+from wmpoe.session import memory_file
+
+_encode: Any = jax.jit(world_model.WorldModel.encode)
+
+
+@jax.jit
+def write(
+    model: world_model.WorldModel, state: world_model.WorldState, encoded: episode.Observation,
+    key: chex.PRNGKey,
+) -> tuple[world_model.WorldState, chex.PRNGKey]:
+  """The state after encoded frames were written into every memory, and the key to go on with."""
+  key, use = jax.random.split(key)
+  return model.write(state, encoded, use), key
+
+
+@jax.jit
+def _imagine(model, state, actions, poses, key):
+  key, use = jax.random.split(key)
+  after, frames = model.imagine(state, actions, poses, use)
+  # Memories that the dream is not written into stay the arrays they were: none is copied.
+  changed = {name: after.memories[name] for name in model.follows if name in after.memories}
+  return after.recent, changed, frames, key
+
+
+@functools.partial(jax.jit, static_argnames='batch')
+def init(model: world_model.WorldModel, batch: int) -> world_model.WorldState:
+  """`model.init`, compiled."""
+  return model.init(batch)
+
+
+_reset: Any = jax.jit(world_model.WorldModel.reset)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Session:
+  """B running episodes of a world model.
+
+  Attributes:
+    model: The world model, composed as it is to dream; `dataclasses.replace` another composition
+      of the same experts at any time.
+    state: What the episodes remember; every leaf has a leading episode axis.
+    key: What the next random draws come from.
+    parts: Hash of each part of the model.
+    source: What `zoo.load` makes the model from, if it did: {'world', 'compose'}.
+    observed: Frames observed of each episode [B].
+    imagined: Frames imagined of each episode [B].
+    lineage: Where the memory comes from: files, forks, merges, what was forgotten.
+    writable: Whether more can be observed: not in a memory loaded without its history.
+  """
+
+  model: world_model.WorldModel
+  state: world_model.WorldState
+  key: jax.Array
+  parts: Mapping[str, str]
+  source: Mapping[str, Any] | None
+  observed: np.ndarray
+  imagined: np.ndarray
+  lineage: tuple[str, ...] = ()
+  writable: bool = True
+
+  @classmethod
+  def open(
+      cls, model: world_model.WorldModel | str, *, compose: Mapping[str, Any] | None = None,
+      batch: int = 1, seed: int = 0,
+  ) -> 'Session':
+    """Starts `batch` episodes with nothing seen and nothing remembered.
+
+    Args:
+      model: A world model, or the name of a packaged one: 'cards' or 'memory_maze'.
+      compose: Overrides of how the packaged one is composed; see `zoo.load`.
+      batch: B.
+      seed: Of all random draws.
+
+    Raises:
+      ValueError: for an unknown name, an empty batch, or `compose` beside a model.
+    """
+    model, source = _model(model, compose)
+    if batch < 1:
+      raise ValueError(f'A session of {batch} episodes; expected at least 1.')
+    none = np.zeros(batch, np.int64)
+    return cls(
+        model=model, state=init(model, batch), key=jax.random.key(seed),
+        parts=identity.fingerprint(model), source=source, observed=none, imagined=none)
+
+  @property
+  def batch(self) -> int:
+    """B, the number of episodes."""
+    return len(self.observed)
+
+  def observe(self, observation: episode.Observation) -> 'Session':
+    """The session after every memory was shown true frames, uint8 [B T H W 3].
+
+    Compiled once for each T.
+
+    Raises:
+      ValueError: if the observation does not fit the model or has other than B episodes, or if the
+        memory was loaded without what writing it needs.
+    """
+    if not self.writable:
+      raise ValueError(
+          'This memory came from a file without its history: it can be read, not written on. Save '
+          'with history=True to go on observing, or reset() to start anew.')
+    self._check(observation.frames, 'frames')
+    self.model.validate(observation)
+    encoded = observation if self.model.latents is None else _encode(self.model, observation)
+    state, key = write(self.model, self.state, encoded, self.key)
+    return dataclasses.replace(
+        self, state=state, key=key, observed=self.observed + observation.frames.shape[1])
+
+  def imagine(self, actions: chex.Array, poses: chex.Array) -> tuple['Session', jax.Array]:
+    """The session after a dream, and the dreamed frames.
+
+    Args:
+      actions: [B T A], the actions that lead to the frames; T a multiple of the model's chunk.
+      poses: [B T P].
+
+    Returns:
+      `(session, frames [B T H W 3] uint8)`.
+
+    Raises:
+      ValueError: if a shape does not fit.
+    """
+    self._check(actions, 'actions')
+    self._check(poses, 'poses')
+    recent, changed, frames, key = _imagine(self.model, self.state, actions, poses, self.key)
+    state = world_model.WorldState(
+        recent=recent, memories={**self.state.memories, **changed})
+    return dataclasses.replace(
+        self, state=state, key=key, imagined=self.imagined + actions.shape[1]), frames
+
+  def compose(self, *names: str, **options: Any) -> 'Session':
+    """The session with only the named experts; see `WorldModel.compose`, also for the options."""
+    model = self.model.compose(*names, **options)
+    kept = {name: self.state.memories[name] for name in model.memories}
+    return dataclasses.replace(
+        self, model=model, state=dataclasses.replace(self.state, memories=kept))
+
+  def reset(self, done: chex.Array | None = None) -> 'Session':
+    """The session with new episodes where `done` [B] is true; everywhere if it is not given."""
+    done = np.ones(self.batch, bool) if done is None else np.asarray(done, bool)
+    if done.shape != (self.batch,):
+      raise ValueError(f'reset got done of shape {done.shape}; expected [{self.batch}].')
+    return dataclasses.replace(
+        self, state=_reset(self.model, self.state, done),
+        observed=np.where(done, 0, self.observed), imagined=np.where(done, 0, self.imagined),
+        lineage=() if done.all() else self.lineage, writable=self.writable or bool(done.all()))
+
+  def fork(self, branch: int | None = None) -> 'Session':
+    """Another session that remembers the same, at no cost: storage is shared.
+
+    Args:
+      branch: Without a number the fork dreams what this session will; with one, dreams of its own.
+    """
+    if branch is None:
+      return dataclasses.replace(self)
+    return dataclasses.replace(
+        self, key=jax.random.fold_in(self.key, branch),
+        lineage=(*self.lineage, f'forked as {branch}'))
+
+  def save(self, path: str | os.PathLike[str], *, history: bool = False) -> dict[str, Any]:
+    """Writes the memory file, whole or not at all; see `memory_file`.
+
+    Args:
+      path: Destination, ending in `.npz`.
+      history: Also write what further observing and forgetting need: the frames a long-term memory
+        was written from, and its optimiser's state.
+
+    Returns:
+      The file's card.
+
+    Raises:
+      ValueError: if history is asked of a memory that was loaded without, or the name is another.
+      OSError: if the folder can't be written to.
+    """
+    if history and not self.writable:
+      raise ValueError('This memory was loaded without its history and cannot be saved with it.')
+    names = ('base', 'latents', *self.model.memories)
+    return memory_file.write(path, self.model, self.state, self.key, {
+        'parts': {name: self.parts[name] for name in names if name in self.parts},
+        'source': None if self.source is None else dict(self.source),
+        'episodes': self.batch, 'observed': self.observed.tolist(),
+        'imagined': self.imagined.tolist(), 'lineage': list(self.lineage),
+        'wmpoe': wmpoe.__version__, 'created': memory_file.now()}, history=history)
+
+  @classmethod
+  def load(
+      cls, path: str | os.PathLike[str],
+      model: 'world_model.WorldModel | str | Session | None' = None,
+  ) -> 'Session':
+    """The session a file holds: it goes on bit for bit as the saved one would have.
+
+    Composition, sampler and random key are the file's.
+
+    Args:
+      path: A file that `save` wrote.
+      model: The model it was written with, or an open session of it, which spares computing the
+        model's hash. Not needed where a packaged one was opened by its name.
+
+    Raises:
+      ValueError: if the file is damaged, no memory file, or the memory of another model.
+      FileNotFoundError: if there is no file.
+    """
+    leaves, facts = memory_file.read(path)
+    source = facts['source']
+    if isinstance(model, Session):
+      whole, parts = model.model, model.parts
+    else:
+      if model is None and source is None:
+        raise ValueError(
+            f"'{path}' does not say how to load its model, as it was not opened by name; give the "
+            'model it was written with.')
+      whole, own = _model(source['world'], source['compose']) if model is None else _model(
+          model, None)
+      source, parts = own or source, identity.fingerprint(whole)
+    identity.check(parts, facts['parts'], where=f"'{path}'")
+    composed = identity.restore(whole, facts['composition'])
+    state, key = memory_file.restore(leaves, facts, composed, where=str(path))
+    lineage = (*facts['lineage'], f'{pathlib.Path(path).name} {facts["sha256"][:12]}')
+    return cls(
+        model=composed, state=state, key=key, parts=parts, source=source,
+        observed=np.asarray(facts['observed'], np.int64),
+        imagined=np.asarray(facts['imagined'], np.int64), lineage=lineage,
+        writable=facts['history'])
+
+  def _check(self, array: Any, name: str) -> None:
+    if np.shape(array)[:1] != (self.batch,):
+      raise ValueError(
+          f'{name} have shape {np.shape(array)}; this session runs {self.batch} episodes, expected '
+          f'[{self.batch} T ...].')
+
+
+def _model(
+    model: world_model.WorldModel | str, compose: Mapping[str, Any] | None
+) -> tuple[world_model.WorldModel, dict[str, Any] | None]:
+  """The model, and what `zoo.load` makes it from if it was named."""
+  if isinstance(model, str):
+    return zoo.load(model, compose=compose), {
+        'world': model, 'compose': None if compose is None else dict(compose)}
+  if compose is not None:
+    raise ValueError(
+        'compose overrides how a packaged model is composed; use model.compose on one of your own.')
+  return model, None

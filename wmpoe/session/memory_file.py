@@ -1,0 +1,124 @@
+"""The memory file: what running episodes remember, in one file.
+
+An `archive` (npz without pickle, hash-checked, versioned, written whole or not at all) with one
+array for each leaf of the session's state, exactly as it is: what is loaded dreams on bit for bit.
+Nothing is stored in 16 bits; slots of rings that hold nothing are zeros, which take no room.
+
+What only further writing needs, a long-term memory's history of frames and the state of its
+optimiser, is left out unless asked for: without it the file is half as large, and is read but not
+written to.
+"""
+
+from collections.abc import Mapping
+import datetime
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmpoe import archive
+from wmpoe import world_model
+from wmpoe.session import identity
+
+FORMAT_VERSION = 1
+KIND = archive.Kind(
+    what='memories', version=FORMAT_VERSION, prefix='state',
+    fields=('parts', 'source', 'composition', 'key', 'episodes', 'observed', 'imagined', 'history',
+            'lineage', 'wmpoe', 'created'),
+    dtypes=('float32', 'float16', 'uint8', 'uint32', 'int32', 'bool'),
+    writer='wmpoe.session.Session.save', remedy='Take a copy that is whole, or write it again.',
+    compression=1)
+_KEY = 'key'  # beside the state's own leaves, so that the hash covers it
+
+
+def only_for_writing(model: world_model.WorldModel) -> tuple[str, ...]:
+  """Paths of the state under which is what reading a memory does without."""
+  return tuple(
+      f'memories/{name}/{field}/' for name, memory in model.memories.items()
+      for field in getattr(memory, 'only_for_writing', ()))
+
+
+def write(
+    path: str | os.PathLike[str], model: world_model.WorldModel,
+    state: world_model.WorldState, key: jax.Array, card: Mapping[str, Any], *, history: bool,
+) -> dict[str, Any]:
+  """Writes a session's state; returns the card as written. See `Session.save`."""
+  left_out = only_for_writing(model)
+  history = history or not left_out  # nothing is left out where there is nothing to leave out
+  leaves = {
+      name: np.asarray(leaf) for name, leaf in identity.leaves_of(state).items()
+      if history or not name.startswith(left_out)}
+  leaves[_KEY] = np.asarray(jax.random.key_data(key))
+  return archive.write(path, KIND, {
+      **card, 'history': history, 'key': str(jax.random.key_impl(key)),
+      'composition': identity.describe(model)}, leaves)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The leaves by path and the card, checked by the hash; see `archive.read` for errors."""
+  return archive.read(path, KIND)
+
+
+def card(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """The card alone; see `archive.card`."""
+  return archive.card(path, KIND)
+
+
+def fork(
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], branch: int
+) -> dict[str, Any]:
+  """Copies a file into one that remembers the same and dreams of its own; returns its card.
+
+  Needs no model, for nothing but the random key and where it comes from is changed.
+
+  Raises:
+    ValueError: if the source is damaged or no memory file, or for a destination of another name.
+    FileNotFoundError: if there is no source.
+  """
+  leaves, facts = read(source)
+  key = jax.random.wrap_key_data(jnp.asarray(leaves[_KEY]), impl=facts['key'])
+  leaves[_KEY] = np.asarray(jax.random.key_data(jax.random.fold_in(key, branch)))
+  parent = f'{os.path.basename(source)} {facts["sha256"][:12]}'
+  lineage = [*facts['lineage'], parent, f'forked as {branch}']
+  return archive.write(destination, KIND, {**facts, 'lineage': lineage, 'created': now()}, leaves)
+
+
+def now() -> str:
+  """The time, as cards have it."""
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def restore(
+    leaves: Mapping[str, np.ndarray], facts: Mapping[str, Any],
+    model: world_model.WorldModel, *, where: str,
+) -> tuple[world_model.WorldState, jax.Array]:
+  """The state and the key in a file.
+
+  Args:
+    leaves: What `read` gave.
+    facts: The card.
+    model: Composed as the card says.
+    where: Name of the file, for messages.
+
+  Raises:
+    ValueError: if the leaves are not those of the model's state.
+  """
+  leaves = dict(leaves)
+  data = leaves.pop(_KEY, None)
+  like = jax.eval_shape(lambda: model.init(facts['episodes']))
+  absent = () if facts['history'] else only_for_writing(model)
+  expected = {
+      name: leaf.shape for name, leaf in identity.leaves_of(like).items()
+      if not absent or not name.startswith(absent)}
+  found = archive.differences(leaves, expected)
+  if found or data is None:
+    raise ValueError(f"The state in '{where}' does not fit the model. {found or 'It has no key.'}.")
+
+  def leaf(keys, shape):
+    stored = leaves.get(identity.path_of(keys))
+    return jnp.asarray(np.zeros(shape.shape, shape.dtype) if stored is None else stored)
+
+  state = jax.tree_util.tree_map_with_path(leaf, like)
+  return state, jax.random.wrap_key_data(jnp.asarray(data), impl=facts['key'])
