@@ -62,6 +62,9 @@ def test_a_start_from_another_environment_is_refused(wmpoe, tiny):
     (['--workdir=run', '--config.expert=bass'], "Unknown expert 'bass'; expected one of base"),
     (['--workdir=run', '--config.init_from=nowhere.npz'],
      "'nowhere.npz' is neither a file nor a packaged expert; packaged are: cards_base"),
+    (['--workdir=run', '--mesh=model=2'], "Unknown mesh axes ['model']: expected some of data, fs"),
+    (['--workdir=run', '--mesh=fsdp:2'], "--mesh=fsdp:2 cannot be read at 'fsdp:2'; expected"),
+    (['--workdir=run', '--mesh=data=3,fsdp=5'], 'A mesh of data=3 x fsdp=5 does not use'),
 ])
 def test_bad_input_is_named_before_anything_is_written(wmpoe, tiny, tmp_path, flags, message):
   done = _train(wmpoe, tiny, *flags)

@@ -11,6 +11,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from wmpoe import multihost
+from wmpoe import sharding
 
 _EXAMPLE = 'configs/cards.py:base'
 
@@ -42,6 +43,32 @@ def define_distributed(flags: absl_flags.FlagValues) -> None:
   absl_flags.DEFINE_float(
       'join_timeout', 300.0, 'Pods: seconds that processes may take to join.', lower_bound=1.0,
       flag_values=flags)
+
+
+def define_mesh(flags: absl_flags.FlagValues) -> None:
+  """Adds the flag that spreads a command over devices."""
+  absl_flags.DEFINE_string(
+      'mesh', '', f'Devices along each axis ({", ".join(sharding.AXES)}), for instance '
+      'data=2,fsdp=4; -1 for all that remain. All devices along data by default.',
+      flag_values=flags)
+
+
+def mesh_of(flags: absl_flags.FlagValues) -> Any:
+  """The mesh of `--mesh`, of all devices of all processes.
+
+  Raises:
+    ValueError: if it cannot be read, or does not use the devices there are.
+  """
+  sizes = {}
+  for part in filter(None, flags.mesh.split(',')):
+    axis, _, size = part.partition('=')
+    try:
+      sizes[axis.strip()] = int(size)
+    except ValueError:
+      raise ValueError(
+          f'--mesh={flags.mesh} cannot be read at {part!r}; expected AXIS=SIZE,... with axes '
+          f'{", ".join(sharding.AXES)}, for instance --mesh=data=2,fsdp=4.') from None
+  return sharding.make_mesh(sizes or {'data': -1})
 
 
 def output_folder(path: str) -> pathlib.Path:

@@ -1,6 +1,6 @@
 """From a run card to what is trained: the task, its batches, and what is packaged at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 import sys
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from wmpoe import sharding
 from wmpoe import zoo
 from wmpoe.data import cards
 from wmpoe.data import clips
@@ -69,8 +70,25 @@ def make_task(description: Mapping[str, Any]) -> Any:
   raise ValueError(f'Unknown expert {kind!r}; expected one of {", ".join(known)}.')
 
 
-def make_batches(description: Mapping[str, Any], split: str, seed: int) -> Any:
-  """The input pipeline of a run; `split` is 'train' or 'validation'."""
+def check_mesh(mesh: jax.sharding.Mesh, description: Mapping[str, Any]) -> None:
+  """Checks that a mesh splits attention between heads, not within them.
+
+  Raises:
+    ValueError: if 'tensor' does not divide the heads.
+  """
+  for part in ('model', 'encoder'):
+    heads = description.get(part, {}).get('heads')
+    if heads:
+      sharding.check_divides(mesh, 'tensor', heads, f'{part}.heads')
+
+
+def make_batches(
+    description: Mapping[str, Any], split: str, seed: int, rows: Sequence[int] | None = None
+) -> Any:
+  """The input pipeline of a run; `split` is 'train' or 'validation'.
+
+  `rows` are those of each batch that this process provides, see `sharding.batch_rows`.
+  """
   env, data = zoo.environment(description['env']), description['data']
   transform: Any
   source: Any
@@ -92,7 +110,8 @@ def make_batches(description: Mapping[str, Any], split: str, seed: int) -> Any:
       source = clips.EpisodeSource(
           latents.read(folder, encoder=description['encoder_sha256']))
   return pipeline.make_pipeline(
-      source, transform=transform, batch_size=description['train']['batch_size'], seed=seed)
+      source, transform=transform, batch_size=description['train']['batch_size'], seed=seed,
+      rows=rows)
 
 
 def pixels(folder: str, env: Any) -> list[episode.Episode]:

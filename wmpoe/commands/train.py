@@ -4,7 +4,8 @@
 
 The same command continues a run that was stopped or killed, bit for bit. With --package the
 averaged weights are written to a single file with a card when the run is finished.
-On several hosts every process runs the same command, with --distributed (docs/pods.md).
+Several devices share the work as --mesh says; a run can go on on others. On several hosts every
+process runs the same command, with --distributed (docs/pods.md).
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from wmpoe import multihost
 from wmpoe import packaged
 from wmpoe import roll_call
+from wmpoe import sharding
 from wmpoe.commands import common
 from wmpoe.commands import runs
 from wmpoe.training import metrics_log
@@ -29,6 +31,7 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   """Adds the flags of `train`."""
   common.define_config(flags, argv)
   common.define_distributed(flags)
+  common.define_mesh(flags)
   absl_flags.DEFINE_string(
       'workdir', None, 'Folder of the run: checkpoints, metrics.jsonl, config.json.',
       flag_values=flags)
@@ -36,17 +39,19 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
       'package', None, 'File (*.npz) to write the finished expert to.', flag_values=flags)
 
 
-def _evaluator(task: Any, description: dict[str, Any]) -> Any:
+def _evaluator(
+    task: Any, description: dict[str, Any], mesh: jax.sharding.Mesh, rows: Sequence[int]) -> Any:
   """Loss on held-out episodes: the same batches and keys at every call."""
-  loss = jax.jit(task.loss)
-  iterator = iter(runs.make_batches(description, 'validation', seed=1))
-  batches = [next(iterator) for _ in range(_EVAL_BATCHES)]
+  loss = jax.jit(
+      lambda params, batch, i: task.loss(params, batch, jax.random.fold_in(jax.random.key(1), i)),
+      out_shardings=sharding.replicated(mesh))
+  iterator = iter(runs.make_batches(description, 'validation', seed=1, rows=rows))
+  size = description['train']['batch_size']
+  batches = [sharding.global_batch(mesh, next(iterator), size) for _ in range(_EVAL_BATCHES)]
 
   def evaluate(params, step):
     del step
-    measured = jax.device_get([
-        loss(params, batch, jax.random.fold_in(jax.random.key(1), i))
-        for i, batch in enumerate(batches)])
+    measured = jax.device_get([loss(params, batch, i) for i, batch in enumerate(batches)])
     values = {'validation_loss': float(np.mean([value for value, _ in measured]))}
     if 'mse' in measured[0][1]:
       mse = np.mean([metrics['mse'] for _, metrics in measured])
@@ -80,19 +85,23 @@ def run(flags: absl_flags.FlagValues) -> int:
   for use in ('compose', 'protocol'):  # how experts are used is no part of how they are trained
     description.pop(use, None)
   runs.pin_encoder(description)
-  task = runs.make_task(description)
-  batches = iter(runs.make_batches(description, 'train', seed=description['data']['seed']))
-  evaluate = _evaluator(task, description)
+  mesh = common.mesh_of(flags)
+  runs.check_mesh(mesh, description)
+  task, options = runs.make_task(description), trainer.TrainConfig(**description['train'])
+  rows = sharding.batch_rows(mesh, description['train']['batch_size'])
+  batches = iter(runs.make_batches(
+      description, 'train', seed=description['data']['seed'], rows=rows))
+  evaluate = _evaluator(task, description, mesh, rows)
   result = trainer.train(
-      task, batches, flags.workdir, config=trainer.TrainConfig(**description['train']),
-      eval_fn=evaluate, run_config={k: v for k, v in description.items() if k != 'train'})
+      task, batches, flags.workdir, config=options, mesh=mesh, eval_fn=evaluate,
+      run_config={k: v for k, v in description.items() if k != 'train'})
   if flags.package and result.finished:
     # What is spread over the pod needs every process; one of them writes.
-    params, measured = (
-        runs.finished(description, result.state.ema), evaluate(result.state.ema, result.step))
+    measured = evaluate(result.state.ema, result.step)
+    params = sharding.gathered(mesh, result.state.ema)
     if multihost.is_main():
-      flops = _flops(
-          task, result.state.ema, next(batches), description['train']['batch_size'])
+      flops = _flops(task, params, next(batches), description['train']['batch_size'])
+      params = runs.finished(description, params)
       _package(flags, description, params, result.step, flops, measured)
   return roll_call.TRY_AGAIN if result.reason == 'signal' else 0
 
