@@ -25,6 +25,7 @@ COMMANDS = {
     'eval': 'measure a protocol on held-out episodes, with a report',
     'collect': 'write episodes of an environment to disk',
     'encode': 'encode Memory Maze episodes into a latent cache',
+    'compile': 'compile for a TPU slice without one: memory, work, communication',
     'info': 'describe packaged experts, composition rules and this installation',
 }
 # What a user can cause and mend: shown as one message, without a traceback.
