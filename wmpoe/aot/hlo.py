@@ -3,7 +3,7 @@
 The compiler's own summary (`cost_analysis`) counts the body of a loop once and gives a negative
 time where collectives overlap with computation. Here everything counts as often as it runs: the
 walk starts at the entry and multiplies by the trip counts of loops. Of a conditional's branches the
-slowest counts. What a fusion reads of an array that it only slices is the slice.
+slowest counts, but collectives count in all of them. What a fusion reads of an array that it only slices is the slice.
 """
 
 from collections.abc import Mapping
@@ -112,24 +112,22 @@ def read(text: str, devices: int) -> Program:
     ValueError: if it has no entry computation.
   """
   computations, entry = _split(text)
-  walk = _Walk(computations, devices)
-  cycles, moved = walk.cost(entry, 1)
-  return Program(
-      collectives=tuple(walk.collectives.values()), cycles=cycles, hbm_bytes=moved,
-      kernels=tuple(sorted(walk.kernels)), endless=walk.endless)
+  return _program(computations, entry, devices)
 
 
 def loop_bodies(text: str, devices: int) -> list[Program]:
   """One turn of each loop, in the text's order: what a step of a scan does."""
   computations, _ = _split(text)
-  bodies = []
-  for body in re.findall(r' while\(.*?body=%?([\w.\-]+)', text):
-    walk = _Walk(computations, devices)
-    cycles, moved = walk.cost(body, 1)
-    bodies.append(Program(
-        collectives=tuple(walk.collectives.values()), cycles=cycles, hbm_bytes=moved,
-        kernels=tuple(sorted(walk.kernels)), endless=walk.endless))
-  return bodies
+  bodies = re.findall(r' while\(.*?body=%?([\w.\-]+)', text)
+  return [_program(computations, body, devices) for body in bodies]
+
+
+def _program(computations: Mapping[str, list[Instruction]], start: str, devices: int) -> Program:
+  walk = _Walk(computations, devices)
+  cycles, moved = walk.cost(start, 1)
+  return Program(
+      collectives=tuple(walk.collectives.values()), cycles=cycles, hbm_bytes=moved,
+      kernels=tuple(sorted(walk.kernels)), endless=walk.endless)
 
 
 def _split(text: str) -> tuple[dict[str, list[Instruction]], str]:

@@ -140,7 +140,7 @@ def measure(job: Job, where: topologies.Slice) -> dict[str, Any]:
 
   Returns:
     A row of plain values; `fits` is False, and `needs` tells how much memory it would take, where
-    the compiler finds that it does not fit. See `docs/scaling.md` for what each entry means.
+    the compiler finds that it does not fit. `report.NOTES` says what the entries mean.
   """
   row: dict[str, Any] = {
       'program': job.name, 'topology': where.name, 'chips': where.chips,
