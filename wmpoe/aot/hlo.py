@@ -3,7 +3,8 @@
 The compiler's own summary (`cost_analysis`) counts the body of a loop once and gives a negative
 time where collectives overlap with computation. Here everything counts as often as it runs: the
 walk starts at the entry and multiplies by the trip counts of loops. Of a conditional's branches the
-slowest counts, but collectives count in all of them. What a fusion reads of an array that it only slices is the slice.
+slowest counts, but collectives count in all of them. What a fusion reads of an array that it only
+slices is the slice.
 """
 
 from collections.abc import Mapping
