@@ -4,7 +4,7 @@ Three: an update of training, the inner loop that writes long-term memories, and
 sampler that imagines a chunk. All are the functions the library runs elsewhere, not models of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import importlib.metadata
 import math
@@ -40,7 +40,7 @@ class Job:
   """
 
   name: str
-  function: Callable[..., Any]
+  function: Any  # of jax.jit
   arguments: tuple[Any, ...]
   batch: int
   steps: int
@@ -121,7 +121,7 @@ def imagine(world: world_model.WorldModel, episodes: int, mesh: jax.sharding.Mes
   state = jax.eval_shape(lambda w: w.init(episodes), world)
   each = sharding.episode_sharding(mesh)
   if sharding.axis_size(mesh, 'expert') > 1:
-    world = world.replace(mesh=mesh)
+    world = dataclasses.replace(world, mesh=mesh)
   row = lambda dim: jax.ShapeDtypeStruct((episodes, world.chunk, dim), jnp.float32, sharding=each)
   held = _bytes(world)
   return Job(

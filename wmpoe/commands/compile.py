@@ -12,6 +12,7 @@ slice and a table over all of them; what is there already is not compiled again.
 from collections.abc import Sequence
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -67,8 +68,8 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
 
 def run(flags: absl_flags.FlagValues) -> None:
   """Compiles what is asked and writes the table."""
-  if not jax.config.jax_platforms:
-    jax.config.update('jax_platforms', 'cpu')  # libtpu is here, a TPU is not
+  if 'JAX_PLATFORMS' not in os.environ:
+    jax.config.update('jax_platforms', 'cpu')  # the TPU compiler is here, a TPU is not
   config = common.config_of(flags)
   if not flags.topology:
     raise ValueError('Give a slice, for instance --topology=v5e:4x4.')
@@ -184,7 +185,7 @@ def _training(description: dict[str, Any], batch: int, mesh: Any) -> programs.Jo
   model, dims = description['model'], zoo.dimensions(description['env'])
   frame = tuple(zoo.model(description).network.frame_shape)
   dtype = jnp.float32 if 'latent' in model else jnp.uint8
-  examples = {}
+  examples: dict[str, tuple[tuple[int, ...], Any]] = {}
   for prefix, length in (
       ('', model['context'] + model['target']), ('history_', description['data']['history'])):
     if length:

@@ -132,10 +132,11 @@ def shard(denoiser: expert.Denoiser, mesh: jax.sharding.Mesh) -> expert.Denoiser
   return Sharded(
       shared=spread([p[0] for p in packed], P('expert')),
       own=spread([p[1] for p in packed], P('expert', 'data')),
-      frame=denoiser.replace(
-          base=None if denoiser.base is None else nothing,
+      frame=dataclasses.replace(
+          denoiser, base=None if denoiser.base is None else nothing,
           contrasts=tuple(
-              c.replace(positive=nothing, negative=None if c.negative is None else nothing)
+              dataclasses.replace(
+                  c, positive=nothing, negative=None if c.negative is None else nothing)
               for c in denoiser.contrasts)),
       branches=tuple(p[2] for p in packed), mesh=mesh)
 
