@@ -42,6 +42,8 @@ _EXTRAS = {
 _EXTRAS['all'] = sorted(set().union(*_EXTRAS.values()))
 # Apart from 'all': runs in gs://.
 _EXTRAS['gcs'] = ['gcsfs>=2024.9']
+# Apart from 'all': a large download, only to run on TPUs and for `python -m wmpoe compile`.
+_EXTRAS['tpu'] = ['libtpu>=0.0.30']
 # The simulator of Memory Maze, only to collect new episodes. Apart from 'all': it works with
 # exactly these versions, which are old and not built for every Python.
 _EXTRAS['maze'] = ['memory-maze==1.0.3', 'gym==0.26.2', 'dm_control==1.0.28', 'mujoco==3.3.0']

@@ -28,6 +28,7 @@ COMMANDS = {
     'data': 'your own data: convert, validate, stats, preview',
     'play': 'steer through a world inside the model, on a local page',
     'memory': 'look into memory files; compare, merge and fork them, forget a span',
+    'compile': 'compile for a TPU slice without one: memory, work, communication',
     'info': 'describe packaged experts, composition rules and this installation',
 }
 # What a user can cause and mend: shown as one message, without a traceback.

@@ -19,6 +19,7 @@ from wmpoe.diffusion import samplers
 from wmpoe.experts import base as base_lib
 from wmpoe.experts import composition
 from wmpoe.experts import expert
+from wmpoe.experts import sharded
 
 _SAMPLE, _NULL, _WRITE = range(3)  # what a key is folded for
 
@@ -55,6 +56,8 @@ class WorldModel:
     levels: Optional factors of experts' weights by log-SNR, (name, function) pairs; see
       `composition.Interval`.
     follows: Names of the memories that imagined frames are written into.
+    mesh: Optional mesh of `sharding.make_mesh`: the experts run side by side on its 'expert'
+      axis, episodes on 'data'; see `experts.sharded`.
     action_dim: A.
     pose_dim: P.
   """
@@ -75,6 +78,7 @@ class WorldModel:
       pytree_node=False, default=(), kw_only=True)
   follows: tuple[str, ...] = struct.field(
       pytree_node=False, default=('short_term',), kw_only=True)
+  mesh: Any = struct.field(pytree_node=False, default=None, kw_only=True)
   action_dim: int = struct.field(pytree_node=False, kw_only=True)
   pose_dim: int = struct.field(pytree_node=False, kw_only=True)
 
@@ -163,10 +167,10 @@ class WorldModel:
     contrasts = [
         dataclasses.replace(c, level=levels[name]) if name in levels else c
         for name, c in zip(self.memories, contrasts, strict=True)]
-    if self.with_base:
-      return composition.compose(base, contrasts, self.rule)
-    contrasts = [c.replace(negative=base) if c.negative is None else c for c in contrasts]
-    return composition.compose(None, contrasts, self.rule)
+    if not self.with_base:
+      contrasts = [c.replace(negative=base) if c.negative is None else c for c in contrasts]
+    composed = composition.compose(base if self.with_base else None, contrasts, self.rule)
+    return composed if self.mesh is None else sharded.shard(composed, self.mesh)
 
   def imagine(
       self,

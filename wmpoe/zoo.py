@@ -121,7 +121,7 @@ def model(description: Description) -> expert.Model:
   pose_code = _named('pose code', _POSE_CODES, coding) if m.get('pose_code') else None
   recurrent = m.get('network') == 'ssm'
   build_network = functools.partial(
-      ssm.SSM, state=m['state'], expand=m['expand']) if recurrent else dit.DiT
+      ssm.SSM, **{k: m[k] for k in ('state', 'expand', 'scan') if k in m}) if recurrent else dit.DiT
   network = build_network(
       width=m['width'], depth=m['depth'], heads=m['heads'], patch=m['patch'],
       frame_shape=tuple(m['latent']) if in_latents else env.frame_shape,
@@ -129,7 +129,8 @@ def model(description: Description) -> expert.Model:
       pattern=attention.Pattern(
           kind=m['attention'], window=m['window'] or None, full_every=m['full_every']),
       pose_kind=m['pose_kind'], map_dim=m['map_dim'], dtype=jnp.dtype(m['dtype']),
-      remat=m['remat'], field=pose_code.field if pose_code else 0)
+      remat=m['remat'], field=pose_code.field if pose_code else 0,
+      implementation=m.get('implementation', 'auto'), scan_layers=m.get('scan_layers', False))
   return expert.Model(
       network=network, schedule=_named('schedule', _SCHEDULES, m['schedule']),
       prediction=m['prediction'], codec=codec.LatentCodec() if in_latents else codec.PixelCodec(),

@@ -54,6 +54,24 @@ def test_a_cached_context_is_one_masked_pass(name):
   small.close(out, _one_pass(net, variables, inputs, cells)[:, CONTEXT:], atol=1e-4)
 
 
+def test_blocks_in_a_loop_are_blocks_in_a_row():
+  # Windows in every second block: one turn of the loop is two blocks.
+  options = {'context': CONTEXT, 'depth': 4, **PATTERNS['prefix_window']}
+  net, loop = small.network(**options), small.network(scan_layers=True, remat=True, **options)
+  variables, inputs = _params(net), _inputs()
+  assert jax.tree.structure(variables) == jax.tree.structure(_params(loop))
+
+  def cached(net, v):
+    past = net.apply(v, *(x[:, :CONTEXT] for x in inputs), method='prefill')
+    return net.apply(v, *(x[:, CONTEXT:] for x in inputs), past=past)
+
+  run = lambda net: jax.jit(jax.value_and_grad(lambda v: jnp.mean(cached(net, v)**2)))(variables)
+  (value, grads), (looped, looped_grads) = run(net), run(loop)
+  np.testing.assert_allclose(looped, value, rtol=1e-5)
+  largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(grads))
+  small.close(looped_grads, grads, atol=1e-5 * largest)
+
+
 @pytest.mark.parametrize('name', ['prefix', 'causal', 'full'])
 def test_who_sees_whom(name):
   net = small.network(context=CONTEXT, kind=name)

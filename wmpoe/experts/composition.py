@@ -177,27 +177,39 @@ class Composed:
         lambda x, level: self.base(x, level), x_t, logsnr)
 
   def _all_branches(self, x_t: jax.Array, logsnr: jax.Array) -> jax.Array:
+    return self.combine(evaluate(self.branches(), x_t, logsnr), logsnr)
+
+  @property
+  def _contrasted(self) -> bool:
+    """Whether the rule looks at baselines; else none is run."""
+    return not isinstance(self.rule, Tempering) and self.rule is not naive_product
+
+  def branches(self) -> list[expert.Denoiser]:
+    """The denoisers that a noise estimate is made of, in the order `combine` takes theirs."""
     branches = [self.base]
-    contrasted = not isinstance(self.rule, Tempering) and self.rule is not naive_product
     for contrast in self.contrasts:
-      branches += [contrast.positive, contrast.negative if contrasted else None]
-    estimates = iter(evaluate([b for b in branches if b is not None], x_t, logsnr))
-    base = None if self.base is None else next(estimates)
+      branches += [contrast.positive, contrast.negative if self._contrasted else None]
+    return [b for b in branches if b is not None]
+
+  def combine(self, estimates: Sequence[jax.Array], logsnr: jax.Array) -> jax.Array:
+    """The composed estimate out of those of all branches, each [B T H W C], at logsnr [B T]."""
+    remaining = iter(estimates)
+    base = None if self.base is None else next(remaining)
     terms = []
     for contrast in self.contrasts:
-      positive = next(estimates)
+      positive = next(remaining)
       negative: Any = base
-      if not contrasted:
-        negative = positive  # the rule looks at no baseline: none is run
+      if not self._contrasted:
+        negative = positive
       elif contrast.negative is not None:
-        negative = next(estimates)
+        negative = next(remaining)
       weight = jnp.asarray(contrast.weight, jnp.float32)
       weight = weight[..., None] if weight.ndim == 1 else weight  # [B] -> [B 1]
       if contrast.empty is not None:
         weight = jnp.where(contrast.empty[:, None], 0.0, weight)
       if contrast.level is not None:
         weight = weight * contrast.level(logsnr)
-      terms.append((positive, negative, predictions.expand(weight, x_t)))
+      terms.append((positive, negative, predictions.expand(weight, positive)))
     return self.rule(base, terms)
 
 

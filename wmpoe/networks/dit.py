@@ -5,6 +5,7 @@ and in whether a map is given. Tokens carry the conditions twice: through AdaLN 
 added to the tokens (per frame and per place), without which small networks ignore them.
 """
 
+import functools
 from typing import Any
 
 import chex
@@ -122,6 +123,8 @@ class DiT(nn.Module):
     remat: What blocks keep for the backward pass, a name of `REMAT`; the rest is computed again
       (less memory, more time). False keeps everything, True is 'nothing'.
     implementation: See `attention.attend`.
+    scan_layers: Run all blocks as one compiled loop over their stacked parameters: a deep network
+      then compiles in the time of one block. Parameters are the same either way.
   """
 
   width: int = 128
@@ -138,6 +141,7 @@ class DiT(nn.Module):
   dtype: Any = jnp.float32
   remat: bool | str = False
   implementation: str = 'auto'
+  scan_layers: bool = False
 
   @property
   def caches_context(self) -> bool:
@@ -208,17 +212,44 @@ class DiT(nn.Module):
     t, heads = tokens.shape[1], self.heads
     total = context + t if past is not None else t
     rope = embeddings.axial_rope(np.arange(first, first + t), self.grid, self.width // heads)
-    block = recomputed(Block, self.remat)
-    caches = []
+    blocks = []
     for layer in range(self.depth):
       allowed = self.pattern.allowed(total, context, layer)[total - t:]
-      tokens, own = block(
-          self.width, heads, self.mlp_ratio, self.dtype, self.implementation,
-          tuple(map(tuple, allowed.tolist())), name=f'block_{layer}')(
-              tokens, modulation + offsets[layer], rope,
-              None if past is None else (past.keys[layer], past.values[layer]))
-      caches.append(own)
+      blocks.append(functools.partial(
+          recomputed(Block, self.remat), self.width, heads, self.mlp_ratio, self.dtype,
+          self.implementation, tuple(map(tuple, allowed.tolist()))))
+    seen = [None] * self.depth if past is None else zip(past.keys, past.values, strict=True)
+    tokens, caches = self._in_order(
+        blocks, tokens, modulation, rope, list(zip(offsets, seen, strict=True)))
     return tokens, Cache(keys=tuple(k for k, _ in caches), values=tuple(v for _, v in caches))
+
+  def _in_order(self, blocks, tokens, modulation, rope, layers):
+    """Runs block after block, each with its (offset, past); returns tokens and what each keeps."""
+    kept = []
+    if not self.scan_layers or self.is_initializing():
+      for i, (offset, past) in enumerate(layers):
+        tokens, own = blocks[i](name=f'block_{i}')(tokens, modulation + offset, rope, past)
+        kept.append(own)
+      return tokens, kept
+    # One turn of the loop is as many blocks as it takes until their pattern repeats.
+    turn = next(n for n in range(1, self.depth + 1) if self.depth % n == 0 and all(
+        block.args == blocks[i % n].args for i, block in enumerate(blocks)))
+    weights = [
+        {kind: tree[f'block_{i}'] for kind, tree in self.variables.items() if f'block_{i}' in tree}
+        for i in range(self.depth)]
+    inputs = list(zip(weights, layers, strict=True))
+
+    def body(tokens, turned):
+      kept = []
+      for block, (variables, (offset, past)) in zip(blocks, turned, strict=False):
+        tokens, own = block(parent=None).apply(variables, tokens, modulation + offset, rope, past)
+        kept.append(own)
+      return tokens, kept
+
+    tokens, kept = jax.lax.scan(body, tokens, [
+        jax.tree.map(lambda *x: jnp.stack(x), *inputs[i::turn]) for i in range(turn)])
+    return tokens, [
+        jax.tree.map(lambda x, i=i: x[i // turn], kept[i % turn]) for i in range(self.depth)]
 
   def prefill(
       self,

@@ -7,6 +7,7 @@ forked from a DiT's weights. What the past has left is one matrix per channel, w
 the context is read once, and a generated frame costs the same after ten frames as after a thousand.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -207,15 +208,12 @@ class SSM(dit.DiT):
     offsets = jnp.concatenate([offsets, self.param(
         'modulation_time_offsets', nn.initializers.normal(0.02), (self.depth, 3, d))], axis=1)
     rope = embeddings.axial_rope(np.arange(1), self.grid, self.width // self.heads)
-    block = dit.recomputed(Block, self.remat)
-    hidden = []
-    for layer in range(self.depth):
-      tokens, state = block(
-          self.width, self.heads, self.mlp_ratio, self.dtype, self.implementation, self.expand,
-          self.state, self.scan, name=f'block_{layer}')(
-              tokens, modulation + offsets[layer], rope,
-              None if past is None else past.hidden[layer])
-      hidden.append(state)
+    block = functools.partial(
+        dit.recomputed(Block, self.remat), self.width, self.heads, self.mlp_ratio, self.dtype,
+        self.implementation, self.expand, self.state, self.scan)
+    seen = [None] * self.depth if past is None else past.hidden
+    tokens, hidden = self._in_order(
+        [block] * self.depth, tokens, modulation, rope, list(zip(offsets, seen, strict=True)))
     return tokens, State(hidden=tuple(hidden))
 
   def carry(

@@ -1,0 +1,36 @@
+"""Tests of `python -m wmpoe compile` up to the compiler; programs_test.py goes through it."""
+
+import pathlib
+import sys
+
+import pytest
+
+from wmpoe import cli
+from wmpoe.commands import compile as compile_lib
+
+CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'memory_maze.py'
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['--topology=v5e:3x3'], "Unknown topology 'v5e:3x3'"),
+    ([], 'Give a slice, for instance --topology=v5e:4x4'),
+    (['--topology=v5e:4x4', '--mesh=rows=2'], '--mesh=rows=2: expected axis=size'),
+    (['--topology=v5e:4x4', '--mesh=data=2'], 'data takes the chips that remain'),
+    (['--topology=v5e:4x4', '--programs=play'], "Unknown programs ['play']; expected some of"),
+    (['--topology=v5e:4x4', '--experts=ltm'], "--experts=['ltm']: expected some of short_term"),
+    (['--topology=v5e:4x4'], "pip install -e '.[tpu]'"),
+])
+def test_bad_input_is_answered(arguments, message, capsys, monkeypatch, tmp_path):
+  monkeypatch.setitem(sys.modules, 'libtpu', None)
+  code = cli.main(
+      ['wmpoe', 'compile', f'--config={CONFIG}:base', f'--workdir={tmp_path}', *arguments])
+  assert code == 2
+  assert message in capsys.readouterr().err
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_without_a_denoiser_is_refused():
+  with pytest.raises(ValueError, match=r'expected a variant such as configs/memory_maze.py:base'):
+    compile_lib._for_tpu({'env': {}})
+
+

@@ -1,0 +1,116 @@
+"""Tests of compositions and memories on eight devices, in a process that has eight."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tests import small
+from wmpoe import sharding
+from wmpoe.aot import hlo
+from wmpoe.diffusion import samplers
+from wmpoe.experts import composition
+from wmpoe.experts import expert
+from wmpoe.experts import sharded
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def composed(batch=4, rule=composition.shared_base):
+  """Four networks of three architectures, one with adapters, six branches; one occurs twice."""
+  net, other = small.model(), small.model(context=4, window=2, full_every=2, width=24)
+  mapped = small.spatial_model().denoiser
+  weights, query = small.params(net), small.query(batch, context=4)
+  adapters = small.experts().long_term.lora_init
+  adapters = jax.tree.map(
+      lambda x: 0.1 * np.random.default_rng(5).normal(size=(batch, *x.shape)).astype(np.float32),
+      adapters)
+  base = expert.bind(net, weights, query)
+  cells = np.random.default_rng(6).normal(size=(batch, 4, 4, 4)).astype(np.float32)
+  past_cells, cells = cells[:, :2], cells[:, 2:]
+  bind_map = lambda *tokens: expert.bind(
+      mapped, small.params(mapped, 3), query, cells=tokens[0], context_cells=tokens[1])
+  long = expert.bind(other, small.params(other, 2), query)
+  return composition.compose(base, [
+      expert.Contrast(positive=long, negative=expert.bind(other, long.params, query, null=True),
+                      weight=1.5),
+      expert.Contrast(positive=expert.bind(net, weights, query, lora=adapters), negative=None,
+                      weight=np.linspace(0.2, 2.0, batch).astype(np.float32),
+                      empty=np.arange(batch) == 1),
+      expert.Contrast(positive=bind_map(cells, past_cells), negative=base, weight=0.7,
+                      level=composition.Interval(high=1.0)),
+  ], rule)
+
+
+@pytest.mark.parametrize('rule', composition.RULES)
+def test_every_rule_is_its_coefficients(rule):
+  denoiser = composed(2, composition.RULES[rule])
+  _, level = small.noisy(2, 2)
+  shares = np.asarray(sharded.coefficients(denoiser, level))
+  rng = np.random.default_rng(1)
+  estimates = [rng.normal(size=(2, 2, 3, 3, 1)).astype(np.float32) for _ in shares]
+  by_hand = sum(s[..., None, None, None] * e for s, e in zip(shares, estimates, strict=True))
+  small.close(by_hand, denoiser.combine(estimates, level))
+
+
+def test_what_is_no_composition_stays_as_it_is():
+  mesh = sharding.make_mesh({}, jax.devices()[:1])
+  base = composed(2).base
+  assert sharded.shard(base, mesh) is base
+
+
+def test_a_mesh_that_does_not_divide_the_episodes_is_named():
+  mesh = jax.sharding.AbstractMesh((3, 1, 1, 1), sharding.AXES)
+  with pytest.raises(ValueError, match='number of episodes = 2 .* data of size 3'):
+    sharded.shard(composed(2), mesh)
+
+
+def test_on_eight_devices():
+  """See the functions it runs, which assert; here only that all went well."""
+  done = subprocess.run(
+      [sys.executable, '-W', 'error::DeprecationWarning', __file__], cwd=_ROOT, check=False,
+      capture_output=True, text=True, timeout=500,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(_ROOT)})
+  assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _experts_side_by_side():
+  """Branches over 'expert', episodes over 'data': the same frames, one all-reduce a step."""
+  mesh = sharding.make_mesh({'data': 2, 'expert': 4})
+  denoiser = composed()
+  draw = lambda d: samplers.sample(
+      d, samplers.DDIM(), jax.random.key(3), (4, 2, *small.FRAME), 2, schedule=small.SCHEDULE)
+  expected = jax.jit(draw)(denoiser)
+  spread = jax.jit(lambda d: draw(sharded.shard(d, mesh))).lower(denoiser).compile()
+  small.close(spread(denoiser), expected, atol=1e-4)
+  [step] = [b for b in hlo.loop_bodies(spread.as_text(), 8) if b.collectives]
+  [combined] = step.collectives
+  assert (combined.kind, combined.times, combined.group) == ('all-reduce', 1, 4), combined
+  assert combined.bytes == 2 * 2 * np.prod(small.FRAME) * 4  # two episodes of two frames
+
+
+def _memories_over_episodes():
+  """Eight inner loops, each on its device: the same memories, and no word between them."""
+  # Adam divides by gradients' sizes, and so makes rounding visible: plain gradient descent.
+  memory = dataclasses.replace(small.experts().long_term, optimizer=optax.sgd(0.5))
+  state = memory.append(memory.init(8), small.observation(8, 8))
+  keys = jax.random.split(jax.random.key(0), 8)
+  expected = jax.jit(memory.fit)(state, keys)
+  small.differ(expected.lora['block_0']['query']['b'], 0.0)
+  each = sharding.episode_sharding(sharding.make_mesh({'data': -1}))
+  state, keys = jax.device_put((state, keys), each)
+  compiled = jax.jit(memory.fit, out_shardings=each).lower(state, keys).compile()
+  small.close(compiled(state, keys), expected)
+  assert hlo.read(compiled.as_text(), 8).collectives == ()
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_num_cpu_devices', 8)
+  _experts_side_by_side()
+  _memories_over_episodes()

@@ -1,0 +1,227 @@
+r"""Compiles training, memory writing and composed sampling for a TPU slice, on any Linux machine.
+
+  python -m wmpoe compile --topology=v5e:4x4 --config=configs/memory_maze.py:base
+  python -m wmpoe compile --topology=v5e:4x4,v6e:8x8 --config=configs/memory_maze.py:base \
+      --compare=configs/memory_maze.py:base_1b
+
+No TPU is needed: the TPU compiler (pip install -e '.[tpu]') makes the program that would run and
+tells its memory, work and communication. Results go to --workdir, one JSON file per program and
+slice and a table over all of them; what is there already is not compiled again.
+"""
+
+from collections.abc import Sequence
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from absl import flags as absl_flags
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+
+from wmpoe import sharding
+from wmpoe import world_model
+from wmpoe import zoo
+from wmpoe.aot import programs
+from wmpoe.aot import report
+from wmpoe.aot import topologies
+from wmpoe.commands import common
+from wmpoe.commands import runs
+from wmpoe.training import trainer
+
+_COMPOSED = ('short_term', 'spatial')
+
+
+def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+  """Adds the flags of `compile`."""
+  common.define_config(flags, argv)
+  config_flags.DEFINE_config_file(
+      'compare', None, 'A second config, compiled for the same slices and compared.',
+      flag_values=flags, sys_argv=list(argv))
+  absl_flags.DEFINE_list(
+      'topology', [], 'TPU slices, generation and shape in chips, such as v5e:4x4,v5p:4x4x4.',
+      flag_values=flags)
+  absl_flags.DEFINE_list(
+      'programs', [], f'Some of {", ".join(programs.PROGRAMS)}; by default those the config has.',
+      flag_values=flags)
+  absl_flags.DEFINE_list(
+      'mesh', ['fsdp=8'], 'Sizes of the mesh axes fsdp and tensor (training) and expert '
+      '(sampling); the other chips lie on data.', flag_values=flags)
+  absl_flags.DEFINE_integer(
+      'batch', 0, 'Examples of an update over all chips; 0 for the config\'s.', flag_values=flags)
+  absl_flags.DEFINE_integer(
+      'episodes', 1024, 'Episodes written or imagined in one call.', flag_values=flags)
+  absl_flags.DEFINE_list(
+      'experts', [], f'Variants of the same config file, {" and ".join(_COMPOSED)}, that the '
+      'sampler composes with the base and its long-term memory.', flag_values=flags)
+  absl_flags.DEFINE_bool(
+      'memories', True, 'Compose with the long-term memory; without, the base samples alone.',
+      flag_values=flags)
+  absl_flags.DEFINE_string(
+      'workdir', 'outputs/compile', 'Folder of the results.', flag_values=flags)
+  absl_flags.DEFINE_string(
+      'page', '', 'Markdown file to write the table of all results in --workdir to.',
+      flag_values=flags)
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+  """Compiles what is asked and writes the table."""
+  if 'JAX_PLATFORMS' not in os.environ:
+    jax.config.update('jax_platforms', 'cpu')  # the TPU compiler is here, a TPU is not
+  config = common.config_of(flags)
+  if not flags.topology:
+    raise ValueError('Give a slice, for instance --topology=v5e:4x4.')
+  slices = [topologies.find(name) for name in flags.topology]
+  sizes = _sizes(flags.mesh)
+  unknown = sorted(set(flags.programs) - set(programs.PROGRAMS))
+  if unknown:
+    raise ValueError(
+        f'Unknown programs {unknown}; expected some of {", ".join(programs.PROGRAMS)}.')
+  misfits = sorted(set(flags.experts) - set(_COMPOSED))
+  if misfits:
+    raise ValueError(f'--experts={misfits}: expected some of {", ".join(_COMPOSED)}.')
+  folder = common.output_folder(flags.workdir)
+  for where in slices:  # before any work: is the compiler there, does every mesh fit?
+    topologies.devices(where)
+    _mesh(where, sizes, ())
+  configs = [('config', config)] + ([('compare', flags.compare)] if flags.compare else [])
+  done: dict[str, list[dict[str, Any]]] = {}
+  progress = common.Progress(len(slices) * len(configs))
+  for name, each in configs:
+    description = _for_tpu(common.plain(each))
+    file = config_flags.get_config_filename(flags[name])
+    wanted = flags.programs or (
+        programs.PROGRAMS if description['expert'] == 'base' else ('train',))
+    for where in slices:
+      for program in wanted:
+        progress(f'{description["variant"]}, {program}, {where.name}', 0.0)
+        done.setdefault(name, []).append(
+            _row(flags, description, file, program, where, sizes, folder))
+  progress.done()
+  rows = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(folder.glob('*.json'))]
+  command = f'python -m wmpoe compile --topology={",".join(flags.topology)} ...'
+  page = pathlib.Path(flags.page) if flags.page else folder / 'compile.md'
+  _write(page, report.page(rows, command))
+  print(report.table([row for found in done.values() for row in found]))
+  if flags.compare:
+    print('\nThe second config over the first:\n')
+    print(report.comparison(done['config'], done['compare']))
+  print(f'\nwrote {page} and {folder}/*.json ({len(rows)} programs); next: another --topology, or '
+        'launch the training there')
+
+
+def _sizes(mesh: Sequence[str]) -> dict[str, int]:
+  """`['fsdp=8', ...]` as sizes of axes.
+
+  Raises:
+    ValueError: for anything else, or the axis 'data', which takes what remains.
+  """
+  sizes = {}
+  for item in mesh:
+    axis, _, size = item.partition('=')
+    if axis not in sharding.AXES[1:] or not size.isdigit() or not int(size):
+      raise ValueError(
+          f'--mesh={item}: expected axis=size, with an axis of {", ".join(sharding.AXES[1:])}; '
+          'data takes the chips that remain.')
+    sizes[axis] = int(size)
+  return sizes
+
+
+def _mesh(where: topologies.Slice, sizes: dict[str, int], axes: Sequence[str]) -> Any:
+  """The slice as a mesh with some of the axes; the chips that remain lie on 'data'."""
+  used = {axis: size for axis, size in sizes.items() if axis in axes}
+  return sharding.make_mesh({'data': -1, **used}, topologies.devices(where))
+
+
+def _for_tpu(description: dict[str, Any]) -> dict[str, Any]:
+  """What 'auto' stands for on a TPU, as the machine that compiles is none; blocks in a loop."""
+  model = description.get('model')
+  if not model:
+    raise ValueError(
+        'This config names no denoiser; expected a variant such as configs/memory_maze.py:base.')
+  chosen = {'implementation': 'dot_product_attention', 'scan': 'associative', 'scan_layers': True}
+  return {**description, 'model': {**chosen, **model}}
+
+
+def _row(
+    flags: absl_flags.FlagValues, description: dict[str, Any], file: str, program: str,
+    where: topologies.Slice, sizes: dict[str, int], folder: pathlib.Path,
+) -> dict[str, Any]:
+  """Compiles one program, or reads what an earlier call found."""
+  request = {
+      'description': description, 'program': program, 'topology': where.name, 'mesh': sizes,
+      'batch': flags.batch, 'episodes': flags.episodes, 'experts': sorted(flags.experts),
+      'memories': flags.memories, 'jax': jax.__version__}
+  request_hash = hashlib.sha256(
+      json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
+  path = folder / (
+      f'{description["variant"]}-{program}-{where.name.replace(":", "-")}-{request_hash[:8]}.json')
+  if path.exists():
+    return json.loads(path.read_text(encoding='utf-8'))
+  label = description['variant']
+  if program == 'train':
+    job = _training(description, flags.batch, _mesh(where, sizes, ('fsdp', 'tensor')))
+  else:
+    axes = ('expert',) if program == 'imagine' else ()
+    mesh = _mesh(where, sizes, axes)
+    experts = {'base': description}
+    if program == 'imagine':
+      experts |= {name: _variant(file, name, description) for name in flags.experts}
+      label = ' + '.join([*experts, *(['long_term'] if flags.memories else [])])
+    world = _world(experts, description['compose'], long_term=flags.memories or program == 'write')
+    job = (
+        programs.write(world.memories['long_term'], flags.episodes, mesh)
+        if program == 'write' else programs.imagine(world, flags.episodes, mesh))
+  row = {'config': label, **programs.measure(job, where)}
+  _write(path, json.dumps(row, indent=2) + '\n')
+  return row
+
+
+def _training(description: dict[str, Any], batch: int, mesh: Any) -> programs.Job:
+  config = trainer.TrainConfig(
+      **{**description['train'], **({'batch_size': batch} if batch else {})})
+  model, dims = description['model'], zoo.dimensions(description['env'])
+  frame = tuple(zoo.model(description).network.frame_shape)
+  dtype = jnp.float32 if 'latent' in model else jnp.uint8
+  examples: dict[str, tuple[tuple[int, ...], Any]] = {}
+  for prefix, length in (
+      ('', model['context'] + model['target']), ('history_', description['data']['history'])):
+    if length:
+      examples |= {
+          f'{prefix}frames': ((length, *frame), dtype),
+          f'{prefix}actions': ((length, dims['action_dim']), jnp.float32),
+          f'{prefix}poses': ((length, dims['pose_dim']), jnp.float32),
+          f'{prefix}valid': ((length,), jnp.bool_)}
+  return programs.train(runs.make_task(description), config, examples, mesh)
+
+
+def _variant(file: str, variant: str, like: dict[str, Any]) -> dict[str, Any]:
+  """Another variant of the same config file."""
+  flags = absl_flags.FlagValues()
+  config_flags.DEFINE_config_file('config', f'{file}:{variant}', flag_values=flags)
+  flags(['wmpoe'])
+  return {**_for_tpu(common.plain(flags.config)), 'env': like['env']}
+
+
+def _world(
+    experts: dict[str, dict[str, Any]], compose: dict[str, Any], *, long_term: bool
+) -> world_model.WorldModel:
+  """The world model of these experts, with shapes for arrays.
+
+  Memories contrast with the base, so that there is one branch for each expert.
+  """
+  compose = {
+      **compose, 'baselines': dict.fromkeys(_COMPOSED, 'base'),
+      'long_term': compose['long_term'] if long_term else None}
+  make = lambda params: zoo.build({n: (params[n], experts[n]) for n in experts}, compose)
+  return jax.eval_shape(make, {name: zoo.shapes(d) for name, d in experts.items()})
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Writes whole files only."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f'.{path.name}.partial')
+  partial.write_text(text, encoding='utf-8')
+  partial.replace(path)
