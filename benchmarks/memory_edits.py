@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmpoe import compositions
 from wmpoe import session
-from wmpoe import zoo
 from wmpoe.data import board
 from wmpoe.data import cards
 from wmpoe.data import episode
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--out', type=pathlib.Path, default=_RESULTS, help='file to write')
   options = parser.parse_args(argv)
   episodes, begun = 2 if options.quick else 6, time.monotonic()
-  long_term = zoo.CARDS['long_term']
+  long_term = compositions.CARDS['long_term']
   if options.quick:
     long_term = {**long_term, 'writing': {**long_term['writing'], 'steps': 10}}
   fresh = session.Session.open('cards', compose={'long_term': long_term}, batch=episodes)
@@ -173,8 +173,8 @@ def main(argv: list[str] | None = None) -> None:
     print('forget,', name, line(found), flush=True)
   out['same'] = merged(both, again, task)
   out['meta'] = results.meta(
-      'python benchmarks/memory_edits.py' + ' --quick' * options.quick, zoo.CARDS, seeds=[0],
-      seconds=time.monotonic() - begun)
+      'python benchmarks/memory_edits.py' + ' --quick' * options.quick, compositions.CARDS,
+      seeds=[0], seconds=time.monotonic() - begun)
   results.write_atomic(options.out, json.dumps(out, indent=2).encode())
   print(f'wrote {options.out}')
 

@@ -17,6 +17,7 @@ import time
 
 import numpy as np
 
+from wmpoe import compositions
 from wmpoe import session
 from wmpoe import zoo
 from wmpoe.data import bundled
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     out[name] = measure(live, planned, experts, chunk, beside, 4 if options.quick else 20)
     print(f'{name:<36}', '  '.join(f'{k} {v:.3g}' for k, v in out[name].items()), flush=True)
   meta = results.meta(
-      'python benchmarks/play.py' + ' --quick' * options.quick, zoo.MEMORY_MAZE, seeds=[0],
+      'python benchmarks/play.py' + ' --quick' * options.quick, compositions.MEMORY_MAZE, seeds=[0],
       seconds=time.monotonic() - begun)
   results.write_atomic(options.out, json.dumps({'speed': out, 'meta': meta}, indent=2).encode())
   print(f'wrote {options.out}')

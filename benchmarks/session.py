@@ -17,9 +17,9 @@ import time
 
 import jax
 
+from wmpoe import compositions
 from wmpoe import session
 from wmpoe import world_model
-from wmpoe import zoo
 from wmpoe.data import bundled
 from wmpoe.data import cards
 from wmpoe.data import episode
@@ -81,9 +81,9 @@ def main(argv: list[str] | None = None) -> None:
       'imagine_cards': overhead(flat, then, repeats),
       # The fastest there is: where an overhead shows the most.
       'imagine_cards_base_alone': overhead(flat.compose('base'), then, 5 * repeats)}
-  lora = {**zoo.MEMORY_MAZE['long_term']['lora'], 'rank': _RANK, 'alpha': float(_RANK)}
+  lora = {**compositions.MEMORY_MAZE['long_term']['lora'], 'rank': _RANK, 'alpha': float(_RANK)}
   maze = session.Session.open('memory_maze', compose={
-      'long_term': {**zoo.MEMORY_MAZE['long_term'], 'lora': lora}})
+      'long_term': {**compositions.MEMORY_MAZE['long_term'], 'lora': lora}})
   maze = maze.observe(episode.stack(bundled.episodes('memory_maze')[:1], stop=200))
   out['file'] = memory_file(maze, history=False, repeats=repeats)
   out['file_with_history'] = memory_file(maze, history=True, repeats=repeats)

@@ -21,6 +21,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
+from wmpoe import compositions
 from wmpoe import packaged
 from wmpoe import zoo
 from wmpoe.commands import runs
@@ -223,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
       'traces': count_traces(model, task),
   }
   out['meta'] = results.meta(
-      'python benchmarks/speed.py' + ' --quick' * options.quick, zoo.CARDS, seeds=[0],
+      'python benchmarks/speed.py' + ' --quick' * options.quick, compositions.CARDS, seeds=[0],
       seconds=time.monotonic() - begun)
   results.write_atomic(options.out, json.dumps(out, indent=2).encode())
   print(table(out))

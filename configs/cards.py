@@ -12,7 +12,7 @@ the base and a way of writing its weights, `config.compose.long_term`.
 
 import ml_collections
 
-from wmpoe import zoo
+from wmpoe import compositions
 
 VARIANTS = ('base', 'short_term', 'spatial')
 
@@ -51,7 +51,7 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
       steps=6500, batch_size=16, learning_rate=1e-3, warmup_steps=200, weight_decay=0.01,
       clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0,
       accumulate=1, keep_best=0)
-  config.compose = zoo.CARDS  # how the eval command composes, samples and writes
+  config.compose = compositions.CARDS  # how the eval command composes, samples and writes
   config.init_from = '' if variant == 'base' else 'cards_base'
 
   if variant == 'short_term':

@@ -26,7 +26,7 @@ parameters, for pods. Nothing has been trained at those scales yet.
 
 import ml_collections
 
-from wmpoe import zoo
+from wmpoe import compositions
 from wmpoe.networks import lora
 
 # What each denoiser's network has of its own. The baselines see 200 frames in every block.
@@ -63,7 +63,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.env = dict(name='memory_maze', size=9, image=64, border=2, skip=2, length=600)
   config.autoencoder = 'memory_maze_autoencoder'
-  config.compose = zoo.MEMORY_MAZE
+  config.compose = compositions.MEMORY_MAZE
   # Frames remembered, and where each episode is continued: the first place alone for table1.
   config.protocol = dict(
       history=200, starts=(200, 240), chunks=2, contexts=(50, 100, 150, 200, 250),
@@ -77,7 +77,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
           history_guidance_t=dict(windows=((33, 0), (8, 0)), strengths=(1.0, 0.5))),
       # The paper's spatial memory: absolute poses, and the episode in LoRA on all layers.
       absolute=dict(
-          zoo.MEMORY_MAZE['long_term'], baseline='own',
+          compositions.MEMORY_MAZE['long_term'], baseline='own',
           lora=dict(rank=16, alpha=16.0, targets=lora.TARGETS, table_scale=30.0)))
   if not variant:
     return config

@@ -18,7 +18,7 @@ needs planar poses, and is the base, too. Frames, actions and poses are what spa
 
 import ml_collections
 
-from wmpoe import zoo
+from wmpoe import compositions
 
 VARIANTS = ('', 'autoencoder', 'base', 'short_term', 'spatial', 'pixels', 'pixels_base',
             'pixels_short_term', 'pixels_spatial')
@@ -38,7 +38,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.env = dict(name='own_data')  # the rest is read from the folder's spaces.json
   in_pixels = variant.startswith('pixels')
   config.autoencoder = '' if in_pixels else 'autoencoder.npz'
-  config.compose = zoo.MEMORY_MAZE
+  config.compose = compositions.MEMORY_MAZE
   # Half the field of view, and how far the camera looks down, in radians; for worlds seen along the
   # heading. half_view = 0 says that this is not known: nothing is turned for the copy baseline.
   # Here the middle of a 4:3 picture that is 90 degrees wide.

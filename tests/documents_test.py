@@ -7,8 +7,8 @@ import re
 import jax
 import numpy as np
 
+from wmpoe import compositions
 from wmpoe import world_model
-from wmpoe import zoo
 from wmpoe.data import cards
 from wmpoe.data import episode
 
@@ -22,8 +22,9 @@ def _python(document):
 
 def test_the_readme_snippet_runs_as_it_stands(monkeypatch):
   # Fewer inner steps: what is tested is that every line does what it says.
-  short = {**zoo.CARDS['long_term'], 'writing': {**zoo.CARDS['long_term']['writing'], 'steps': 2}}
-  monkeypatch.setitem(zoo.CARDS, 'long_term', short)
+  long_term = compositions.CARDS['long_term']
+  short = {**long_term, 'writing': {**long_term['writing'], 'steps': 2}}
+  monkeypatch.setitem(compositions.CARDS, 'long_term', short)
   (snippet,) = _python('README.md')
   assert len(snippet.strip().splitlines()) <= 22
   names = {}

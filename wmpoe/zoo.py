@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wmpoe import compositions
 from wmpoe import packaged
 from wmpoe import world_model
 from wmpoe.data import cards
@@ -320,70 +321,21 @@ def build(
       chunk=description['model']['target'], **dimensions(env))
 
 
-# How the packaged Memory Cards experts are composed and the long-term memory is written. Chosen on
-# validation episodes, never on those reported.
-CARDS = {
-    'rule': 'shared_base',
-    'weights': {'short_term': 1.5, 'long_term': 1.0, 'spatial': 1.5},
-    # What was remembered is decided where noise is high; below it the base sharpens the picture.
-    'levels': {name: {'high': -0.5} for name in ('short_term', 'long_term', 'spatial')},
-    'baselines': {'short_term': 'base', 'spatial': 'base'},
-    'sampler': {'name': 'ddim', 'eta': 0.0},
-    'num_steps': 10,
-    'long_term': {
-        'lora': {
-            'rank': 32, 'alpha': 32.0, 'targets': [*lora_lib.TARGETS, 'place'],
-            'table_scale': 100.0},
-        'writing': {
-            'steps': 100, 'clips_per_step': 1, 'target': 7, 'capacity': 128, 'balance': 1.0,
-            'objective': {
-                'regime': 'clean_context', 'weighting': 'v', 'null_rate': 1.0,
-                'partial_rate': 0.0, 'time_power': 0.1},
-            'optimizer': {'name': 'adam', 'learning_rate': 1e-3, 'halving_steps': 50}},
-        'baseline': 'base',
-        'reading': 'low_rank',
-    },
-}
-
-
-# The same for Memory Maze at CPU scale. A table keyed by place is what is written: adapters of the
-# layers beside it cost half as much again and add nothing on validation mazes.
-MEMORY_MAZE = {
-    'rule': 'shared_base',
-    'weights': {'short_term': 0.5, 'long_term': 0.3, 'spatial': 1.75},
-    'levels': {'long_term': {'high': -1.0}},
-    'sampler': {'name': 'ddim', 'eta': 0.0},
-    'num_steps': 10,
-    'long_term': {
-        'lora': {
-            'rank': 128, 'alpha': 128.0, 'targets': ['field'], 'table_scale': 30.0},
-        'writing': {
-            'steps': 100, 'clips_per_step': 1, 'target': 8, 'capacity': 256, 'balance': 0.0,
-            'objective': {
-                'regime': 'clean_context', 'weighting': 'v', 'null_rate': 0.5,
-                'partial_rate': 0.0, 'time_power': 0.2},
-            'optimizer': {'name': 'adam', 'learning_rate': 1e-3, 'halving_steps': 100}},
-        'baseline': 'base',
-        'reading': 'low_rank',
-    },
-}
-COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
-
-
 def load(name: str = 'cards', *, compose: Description | None = None) -> world_model.WorldModel:
   """The packaged world model of that name with all its experts.
 
   Args:
     name: 'cards' or 'memory_maze'.
-    compose: Overrides of `CARDS` or `MEMORY_MAZE` ('rule', 'weights', 'sampler', 'num_steps',
-      'long_term').
+    compose: Overrides of `compositions.CARDS` or `compositions.MEMORY_MAZE` ('rule', 'weights',
+      'sampler', 'num_steps', 'long_term').
 
   Raises:
     ValueError: if no experts of that name are packaged.
   """
   found = [kind for kind in TRAINED if f'{name}_{kind}' in packaged.names()]
-  if name not in COMPOSED or not found:
-    known = [n for n in COMPOSED if any(f'{n}_{kind}' in packaged.names() for kind in TRAINED)]
+  if name not in compositions.COMPOSED or not found:
+    known = [n for n in compositions.COMPOSED
+             if any(f'{n}_{kind}' in packaged.names() for kind in TRAINED)]
     raise ValueError(
         f'No packaged world model is named {name!r}. There are: {", ".join(known) or "none"}.')
   experts = {}
@@ -398,4 +350,4 @@ def load(name: str = 'cards', *, compose: Description | None = None) -> world_mo
         raise ValueError(
             f'{name}_{kind} was trained on latents of another autoencoder than the packaged one '
             f'({described["encoder_sha256"][:12]}... against {card["sha256"][:12]}...).')
-  return build(experts, {**COMPOSED[name], **(compose or {})}, latents)
+  return build(experts, {**compositions.COMPOSED[name], **(compose or {})}, latents)

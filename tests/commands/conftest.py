@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from wmpoe import cli
+from wmpoe import compositions
 from wmpoe import packaged
 from wmpoe import zoo
 from wmpoe.commands import common
@@ -79,10 +80,11 @@ class Tiny:
     described = {
         name: self.description(name, env=env) for name in ('base', *memories)
         if name != 'long_term'}
-    written = zoo.CARDS['long_term']
+    written = compositions.CARDS['long_term']
     written = {**written, 'writing': {**written['writing'], 'steps': 2}}
     return zoo.build({name: (self.params(d), d) for name, d in described.items()}, {
-        **zoo.CARDS, 'num_steps': 2, 'long_term': written if 'long_term' in memories else None})
+        **compositions.CARDS, 'num_steps': 2,
+        'long_term': written if 'long_term' in memories else None})
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from wmpoe import compositions
 from wmpoe import packaged
 from wmpoe import zoo
 from wmpoe.data import latents
@@ -114,7 +115,7 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
       *zoo.load_expert('cpu_spatial.npz'))}
   latent_space, _ = zoo.load_latent_space('autoencoder.npz')
   tiny = zoo.build(
-      experts, {**zoo.MEMORY_MAZE, 'num_steps': 2, 'long_term': None}, latent_space)
+      experts, {**compositions.MEMORY_MAZE, 'num_steps': 2, 'long_term': None}, latent_space)
   monkeypatch.setattr(zoo, 'load', lambda name: tiny)
   done = wmpoe('demo', config(), '--episodes=2', '--workdir=demo', '--config.protocol.history=8',
                '--config.protocol.starts=(8,)', '--config.protocol.chunks=1')

@@ -18,6 +18,7 @@ from typing import Any
 from absl import flags as absl_flags
 import jax
 
+from wmpoe import compositions
 from wmpoe import world_model
 from wmpoe import zoo
 from wmpoe.commands import common
@@ -63,7 +64,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   body, strips, best = (_maze if name == 'memory_maze' else _cards)(model, description, flags)
   out = results.make(
       results.meta(' '.join(['python -m wmpoe', *sys.argv[1:]]),
-                   {'experts': experts, 'compose': zoo.COMPOSED[name]},
+                   {'experts': experts, 'compose': compositions.COMPOSED[name]},
                    seeds=[flags.seed], seconds=time.monotonic() - begun), **body)
   title = {'cards': 'Memory Cards', 'memory_maze': 'Memory Maze'}[name]
   path = results.write(folder / 'results.json', out)

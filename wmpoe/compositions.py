@@ -1,0 +1,53 @@
+"""How the packaged experts are composed and their long-term memories written.
+
+Chosen on validation episodes, never on those reported.
+"""
+
+from wmpoe.networks import lora
+
+CARDS = {
+    'rule': 'shared_base',
+    'weights': {'short_term': 1.5, 'long_term': 1.0, 'spatial': 1.5},
+    # What was remembered is decided where noise is high; below it the base sharpens the picture.
+    'levels': {name: {'high': -0.5} for name in ('short_term', 'long_term', 'spatial')},
+    'baselines': {'short_term': 'base', 'spatial': 'base'},
+    'sampler': {'name': 'ddim', 'eta': 0.0},
+    'num_steps': 10,
+    'long_term': {
+        'lora': {
+            'rank': 32, 'alpha': 32.0, 'targets': [*lora.TARGETS, 'place'],
+            'table_scale': 100.0},
+        'writing': {
+            'steps': 100, 'clips_per_step': 1, 'target': 7, 'capacity': 128, 'balance': 1.0,
+            'objective': {
+                'regime': 'clean_context', 'weighting': 'v', 'null_rate': 1.0,
+                'partial_rate': 0.0, 'time_power': 0.1},
+            'optimizer': {'name': 'adam', 'learning_rate': 1e-3, 'halving_steps': 50}},
+        'baseline': 'base',
+        'reading': 'low_rank',
+    },
+}
+
+
+# Memory Maze at CPU scale. A table keyed by place is what is written: adapters of the
+# layers beside it cost half as much again and add nothing on validation mazes.
+MEMORY_MAZE = {
+    'rule': 'shared_base',
+    'weights': {'short_term': 0.5, 'long_term': 0.3, 'spatial': 1.75},
+    'levels': {'long_term': {'high': -1.0}},
+    'sampler': {'name': 'ddim', 'eta': 0.0},
+    'num_steps': 10,
+    'long_term': {
+        'lora': {
+            'rank': 128, 'alpha': 128.0, 'targets': ['field'], 'table_scale': 30.0},
+        'writing': {
+            'steps': 100, 'clips_per_step': 1, 'target': 8, 'capacity': 256, 'balance': 0.0,
+            'objective': {
+                'regime': 'clean_context', 'weighting': 'v', 'null_rate': 0.5,
+                'partial_rate': 0.0, 'time_power': 0.2},
+            'optimizer': {'name': 'adam', 'learning_rate': 1e-3, 'halving_steps': 100}},
+        'baseline': 'base',
+        'reading': 'low_rank',
+    },
+}
+COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
