@@ -129,7 +129,7 @@ def read(
   digest = _digest(leaves)
   if digest != full_card['sha256']:
     raise ValueError(
-        f"'{source}' is damaged: its {kind.prefix} have sha256 {digest}, its card says "
+        f"'{source}' is damaged: its contents have sha256 {digest}, its card says "
         f'{full_card["sha256"]}. {kind.remedy}')
   return leaves, full_card
 

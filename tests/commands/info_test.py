@@ -40,7 +40,7 @@ def test_a_wrong_hash_is_told(wmpoe, tiny, tmp_path):
   path.write_bytes(buffer.getvalue())
   done = wmpoe('info', '--expert=expert.npz')
   assert done.code == 2
-  assert "expert.npz' is damaged: its weights have sha256 " in done.err
+  assert "expert.npz' is damaged: its contents have sha256 " in done.err
   assert f'its card says {"0" * 64}' in done.err
 
 

@@ -158,6 +158,8 @@ def test_every_mesh_trains_as_one_device_does(folder, name):
   np.testing.assert_allclose(losses(folder / name), expected, rtol=1e-5)
   assert expected[-5:].mean() < 0.7 * expected[:5].mean()
   ema, as_one = (checkpoints.load_params(folder / run)[0] for run in (name, "one"))
+  for params in (ema, as_one):  # invisible to softmax: Adam blows up what is rounding alone
+    del params["block_0"]["key"]["bias"]
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), ema, as_one)
 
 
