@@ -5,6 +5,7 @@ import pytest
 
 from wmpoe.evaluation import comparisons
 from wmpoe.evaluation import metrics
+from wmpoe.evaluation import result_format
 from wmpoe.evaluation import results
 
 
@@ -70,7 +71,7 @@ def test_against_base_gives_what_belongs_into_results():
   fixed = lambda value: pytest.approx({'mean': value, 'low': value, 'high': value, 'n': 8})
   assert got['psnr_minus_base'] == fixed(2.0) and got['lpips_vgg_cut'] == fixed(0.4)
   assert got['lpips_vgg_minus_base']['mean'] == pytest.approx(-0.4 * base['lpips_vgg'].mean())
-  meta = dict.fromkeys(results.META_KEYS, 'x')
+  meta = dict.fromkeys(result_format.META_KEYS, 'x')
   results.make(meta, {'spatial': got}, {})
   assert metrics.format_value('lpips_vgg_cut', got['lpips_vgg_cut']['mean']) == '40.0 %'
 

@@ -71,6 +71,43 @@ def test_copies_by_hand(task):
   assert nearest[0] < 4 and 4 <= nearest[3] < 8
 
 
+class Ruler:
+  """Matches pictures that say where they were taken: pose in units of .1 in the first pixel."""
+
+  def apply(self, variables, first, second, method):
+    assert method == 'match'
+    return variables['params'] * (second - first)[:, 0, 0], None
+
+
+def test_following_is_zero_for_what_moves_as_told_and_the_motion_for_what_stands():
+  poses = np.array([(0.1 * t, 0.0, 0.2 * t) for t in range(8)])
+  poses[:, :2] = np.cumsum([  # ahead by .1, as the camera turns
+      (0.1 * np.cos(0.2 * (t - 1)), 0.1 * np.sin(0.2 * (t - 1))) for t in range(8)], axis=0)
+  told = np.stack([(0.1 * t, 0.0, 0.2 * t) for t in range(8)])  # what `Ruler` reads
+  picture = np.broadcast_to(told[:, None, None], (8, 4, 4, 3)).astype(np.float32)
+  item = make(poses)
+  task = maze.problem([item], [picture], history=4, starts=(4, 6), length=2)
+  measure = lambda frames: maze.following(task, frames, Ruler(), np.float32(1.0), lambda x: x)
+  errors = measure(picture[None, 4:])
+  assert errors['turn_error'][0] == pytest.approx(0.0, abs=1e-6)
+  assert errors['advance_error'][0] == pytest.approx(0.0, abs=1e-6)
+  stands = measure(picture[None, [3, 3, 5, 5]])
+  assert stands['turn_error'][0] == pytest.approx(0.2, abs=1e-6)
+  assert stands['advance_error'][0] == pytest.approx(0.1, abs=1e-6)
+
+
+def test_maps_say_where_the_arm_was_better(task):
+  scores = {'base': np.zeros((1, 2, 4)), 'all': np.array([[[1.0, -1.0, 0.0, 2.0]] * 2])}
+  first, second = maze.maps(task, scores, 'psnr', arm='all', layouts=[[[1, 0]], None])
+  assert {first['title'], second['title']} == {'Episode first', 'Episode second'}
+  first = first if first['title'] == 'Episode first' else second
+  assert [dot['gain'] for dot in first['asked']] == [1.0, -1.0, 0.0, 2.0]
+  assert [dot['seen'] for dot in first['asked']] == ['revisited', 'unseen', 'unseen', 'revisited']
+  assert first['path'][4] == [1.5, 0.5] and len(first['path']) == 8
+  fewer_is_better = maze.maps(task, scores, 'lpips_vgg', arm='all', layouts=[[[1, 0]], None])
+  assert [dot['gain'] for dot in fewer_is_better[0]['asked']][0] == -1.0
+
+
 def test_a_turned_copy_moves_things_the_other_way():
   poses = [(0.5, 0.5, 0.0)] * 4 + [(0.5, 0.5, 0.2), (0.5, 0.5, -0.2)]
   item = make(poses)

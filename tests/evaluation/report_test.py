@@ -158,6 +158,28 @@ def test_curves_keep_their_proportions(tmp_path, logx):
   assert 'half 50.0 %' in drawn and '>Long-term<' in text
 
 
+def test_a_map_has_its_walls_its_path_and_a_wedge_for_every_frame(tmp_path):
+  dot = lambda gain, seen: {'x': 0.5, 'y': 1.5, 'heading': 0.0, 'gain': gain, 'seen': seen}
+  drawn = {
+    'title': 'Episode <1>', 'metric': 'psnr', 'arm': 'all', 'layout': [[1, 0], [1, 1]],
+    'path': [[0.5, 0.5], [0.5, 1.5]],
+    'asked': [dot(2.0, 'revisited'), dot(-1.0, 'unseen'), dot(0.5, 'otherwise')]}
+  result = _result() | {'maps': [drawn]}
+  page = report.render(result, tmp_path).read_text(encoding='utf-8')
+  assert 'Episode &lt;1&gt;' in page
+  assert page.count('class="free"') == 3 and page.count('class="walked"') == 1
+  wedges = re.findall(r'<polygon class="look ([a-z ]+)" points="([^"]+)" opacity="([0-9.]+)"', page)
+  assert [kind for kind, _, _ in wedges] == ['ok', 'bad hollow', 'ok hollow']
+  assert [float(opacity) for _, _, opacity in wedges] == pytest.approx([1.0, 0.62, 0.44], abs=0.01)
+  tip, *back = [float(point.split(',')[0]) for point in wedges[0][1].split()]
+  assert all(tip > x for x in back), 'heading 0 looks to the right'
+  for broken, message in (
+    ({'path': []}, 'maps.0. needs a path'), ({'asked': [dot(1.0, 'never')]}, 'seen is .never'),
+    ({'asked': [dot(float('nan'), 'unseen')]}, 'finite')):
+    with pytest.raises(ValueError, match=message):
+      report.render(result | {'maps': [drawn | broken]}, tmp_path)
+
+
 def test_a_file_of_curves_alone_makes_a_report(tmp_path):
   result = _result(curves=[_curve()]) | {'arms': {}, 'controls': {}}
   text, _ = _page(report.render(result, tmp_path))

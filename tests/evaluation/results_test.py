@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from wmpoe.evaluation import result_format
 from wmpoe.evaluation import results
 
 
@@ -19,7 +20,7 @@ def _interval(mean=0.5):
 
 
 def _result():
-  meta = dict.fromkeys(results.META_KEYS, 'x') | {'seeds': [0], 'seconds': 1.0}
+  meta = dict.fromkeys(result_format.META_KEYS, 'x') | {'seeds': [0], 'seconds': 1.0}
   series = {'x': [1, 2], 'mean': [0.1, 0.2], 'low': [0.0, 0.1], 'high': [0.2, 0.3]}
   curve = {'title': 'c', 'xlabel': 'x', 'ylabel': 'y', 'series': {'base': series}}
   return {
@@ -97,7 +98,7 @@ def test_every_bootstrap_is_a_valid_interval_inside_the_data(values, seed):
   got = results.bootstrap(np.array(values), seed=seed, resamples=50)
   result = _result()
   result['arms']['base']['recall'] = got
-  results.validate(result)
+  result_format.validate(result)
   assert min(values) - 1e-9 <= got['low'] <= got['high'] <= max(values) + 1e-9
 
 
@@ -173,29 +174,29 @@ def _drop(*path):
   ],
 )
 def test_validate_names_what_is_wrong(change, message):
-  results.validate(_result())
+  result_format.validate(_result())
   result = copy.deepcopy(_result())
   change(result)
   with pytest.raises(ValueError, match=message):
-    results.validate(result)
+    result_format.validate(result)
 
 
 def test_validate_refuses_a_logarithm_of_zero():
   result = _result()
   result['curves'][0] |= {'logx': True}
-  results.validate(result)
+  result_format.validate(result)
   result['curves'][0]['series']['base']['x'][0] = 0
   with pytest.raises(ValueError, match='logarithmic axis needs x > 0'):
-    results.validate(result)
+    result_format.validate(result)
 
 
 def test_arms_may_be_missing_only_where_there_are_curves():
   result = _result()
   result['arms'] = {}
-  results.validate(result)
+  result_format.validate(result)
   del result['curves']
   with pytest.raises(ValueError, match='arms is empty'):
-    results.validate(result)
+    result_format.validate(result)
 
 
 def test_write_then_read_gives_the_same_and_leaves_no_litter(tmp_path):
@@ -243,7 +244,7 @@ def test_read_names_the_file_it_cannot_use(tmp_path):
 
 def test_meta_has_every_key_and_real_versions():
   meta = results.meta(['python', 'run'], {'size': 32}, seeds=[np.int64(3)], seconds=1.23456, x=1)
-  assert list(meta) == [*results.META_KEYS, 'x']
+  assert list(meta) == [*result_format.META_KEYS, 'x']
   assert meta['command'] == 'python run' and meta['seeds'] == [3] and meta['seconds'] == 1.235
   assert meta['versions']['numpy'] == np.__version__
   assert set(meta['versions']) == {'jax', 'flax', 'optax', 'numpy', 'python', 'wmpoe'}

@@ -115,7 +115,9 @@ def _maze(
   task = study.problem(setting['history'], setting['starts'][:1])
   _announce('Memory Maze', len(found), task.history, model)
   arms = {name: arm for name, arm in study.arms().items() if '+' not in name}
-  body, frames = maze_protocols.with_controls(study, task, arms, split=True)
+  body, measured = maze_protocols.with_controls(study, task, arms, split=True)
+  body['maps'] = maze_protocols.maps(study, task, measured)
+  frames = {name: found.frames for name, found in measured.items()}
   most = int(task.revisited.sum(axis=1).argmax())
   return body, maze.strips(task, frames), maze.film_of(task, frames, most)
 

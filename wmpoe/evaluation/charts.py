@@ -73,7 +73,7 @@ def bars(results: Mapping[str, Any], metric: str) -> str:
   """Draws one horizontal bar with its interval for every arm and control that has the metric.
 
   Args:
-    results: A result, see `results.validate`.
+    results: A result, see `result_format.validate`.
     metric: The metric to draw.
 
   Returns:
@@ -127,7 +127,7 @@ def curve_figure(curve: Mapping[str, Any]) -> str:
   """Draws series with their interval as a band.
 
   Args:
-    curve: A curve, see `results.validate`.
+    curve: A curve, see `result_format.validate`.
 
   Returns:
     A figure element with its caption and legend.

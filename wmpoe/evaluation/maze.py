@@ -18,6 +18,8 @@ import numpy as np
 from wmpoe.data import episode
 from wmpoe.data import memory_maze
 from wmpoe.evaluation import film
+from wmpoe.evaluation import metrics
+from wmpoe.evaluation import result_format
 from wmpoe.networks import localization
 from wmpoe.networks import odometry as odometry_lib
 from wmpoe.networks import poses as poses_lib
@@ -187,6 +189,42 @@ def drift(task: Problem, after: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
   return np.stack(position, axis=1), np.stack(heading, axis=1)
 
 
+def following(
+    task: Problem, frames: np.ndarray, network: odometry_lib.Odometry, params: Any, encode: Any
+) -> dict[str, np.ndarray]:
+  """How well imagined frames move as commanded, by pictures alone.
+
+  The odometry's matching, which knows no action, says how the camera moved from each frame to the
+  next, the first one from the true frame before it. The commanded motion is that of the true poses.
+
+  Args:
+    task: The problem.
+    frames: uint8 [E T H W 3].
+    network: Odometry.
+    params: Its parameters.
+    encode: From frames [N H W 3] to what the odometry looks at.
+
+  Returns:
+    Mean absolute error of each episode [E]: 'turn_error' in radians, 'advance_error' in cells.
+  """
+  episodes, places = len(task.names), len(task.starts)
+  seen = np.stack([encode(item) for item in frames])
+  seen = seen.reshape(episodes, places, task.length, *seen.shape[2:])
+  first = np.stack([task.encoded.frames[:, s - 1] for s in task.starts], axis=1)
+  before = np.concatenate([first[:, :, None], seen[:, :, :-1]], axis=2)
+  match = jax.jit(lambda a, b: network.apply({'params': params}, a, b, method='match')[0])
+  moved = np.stack([
+      match(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))
+      for a, b in zip(before, seen, strict=True)])  # [E T 3]
+  poses = task.pixels.poses
+  true = np.concatenate([memory_maze.relative_pose(
+      poses[:, s:s + task.length], poses[:, s - 1:s + task.length - 1])
+      for s in task.starts], axis=1)
+  return {
+      'turn_error': np.abs(memory_maze.wrap(moved - true)[..., 2]).mean(axis=1),
+      'advance_error': np.abs((moved - true)[..., 0]).mean(axis=1)}
+
+
 def copies(task: Problem) -> dict[str, np.ndarray]:
   """What needs no model: frames uint8 [E T H W 3] of the copy baselines.
 
@@ -235,8 +273,43 @@ def film_of(task: Problem, frames: Mapping[str, np.ndarray], index: int) -> film
 def strips(task: Problem, frames: Mapping[str, np.ndarray], *, count: int = 4
            ) -> list[film.Strip]:
   """Every second frame of the films of the episodes that revisit the most."""
-  order = np.argsort(-task.revisited[:, :task.length].sum(axis=1), kind='stable')[:count]
-  return [film.select(film_of(task, frames, e), range(0, task.length, 2)) for e in order]
+  return [film.select(film_of(task, frames, index), range(0, task.length, 2))
+          for index in most_revisiting(task, count)]
+
+
+def maps(
+    task: Problem, scores: Mapping[str, np.ndarray], metric: str, *, arm: str,
+    layouts: Sequence[Any], count: int = 4,
+) -> list[dict[str, Any]]:
+  """Maps of the episodes that revisit the most, see `result_format.validate`.
+
+  Args:
+    task: The problem, with planar poses.
+    scores: Of 'base' and the arm by the metric, each [S E T].
+    metric: Its name.
+    arm: What is compared with the base.
+    layouts: Of each episode [N N], 1 where free; or None.
+    count: How many maps.
+  """
+  gain = metrics.direction(metric) * (scores[arm] - scores['base']).mean(axis=0)
+  poses = task.pixels.poses
+  asked = np.concatenate([poses[:, s:s + task.length] for s in task.starts], axis=1)
+  kind = np.where(task.revisited, 2, np.where(task.unseen, 0, 1))
+  return [{
+      'title': f'Episode {task.names[index]}', 'metric': metric, 'arm': arm,
+      'layout': [] if layouts[index] is None else layouts[index],
+      'path': np.round(poses[index, :task.history, :2].astype(float), 3).tolist(),
+      'asked': [
+          {'x': round(float(x), 3), 'y': round(float(y), 3), 'heading': round(float(h), 3),
+           'gain': round(float(g), 4), 'seen': result_format.SEEN[k]}
+          for (x, y, h), g, k in zip(asked[index], gain[index], kind[index], strict=True)],
+  } for index in most_revisiting(task, count)]
+
+
+def most_revisiting(task: Problem, count: int) -> list[int]:
+  """The episodes that revisit the most in their first place."""
+  revisits = task.revisited[:, :task.length].sum(axis=1)
+  return np.argsort(-revisits, kind='stable')[:count].tolist()
 
 
 def arms_of_film(names: Iterable[str]) -> list[str]:

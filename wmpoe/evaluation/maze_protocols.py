@@ -119,20 +119,24 @@ def _arms_and_controls(study: Study, starts: Sequence[int], *, split: bool) -> O
   arms = study.arms()
   arms |= maze_arms.further_arms(arms, study.memories, odometry=study.odometry is not None)
   arms |= maze_arms.baseline_arms(study.baselines)
-  body, frames = with_controls(study, task, arms, split=split)
+  body, measured = with_controls(study, task, arms, split=split)
+  frames = {name: found.frames for name, found in measured.items()}
+  if study.odometry is not None:
+    body['references'] = _add_following(study, task, body, frames)
   counts = {
       'revisited_frames': task.revisited, 'unseen_frames': task.unseen,
       'in_window_frames': task.in_window}
   return {
       **body, 'curves': curves,
+      'maps': maps(study, task, measured),
       'about': {name: int(chosen.sum()) for name, chosen in counts.items()} if split else {},
   }, maze.strips(task, frames)
 
 
 def with_controls(
     study: Study, task: maze.Problem, arms: Mapping[str, arms_lib.Arm], *, split: bool
-) -> tuple[Body, dict[str, np.ndarray]]:
-  """Arms, copies and controls: their metrics, and the frames [E T H W 3] each of them showed."""
+) -> tuple[Body, dict[str, maze_arms.Measured]]:
+  """Arms, copies and controls: their metrics, and what each of them showed."""
   controls = arms_lib.standard_controls(study.memories)
   model = dataclasses.replace(
       study.model, memories={**study.model.memories, **study.baselines},
@@ -143,7 +147,19 @@ def with_controls(
   return {
       'arms': {k: v for k, v in summary.items() if k not in controls},
       'controls': {k: v for k, v in summary.items() if k in controls},
-  }, {name: m.frames for name, m in measured.items()}
+  }, measured
+
+
+def maps(
+    study: Study, task: maze.Problem, measured: Mapping[str, maze_arms.Measured]
+) -> list[dict[str, Any]]:
+  """Where everything composed was better than the base, by the first metric."""
+  composed, metric = list(study.arms())[-1], next(iter(study.measures))
+  if not study.planar or composed == 'base':
+    return []
+  return maze.maps(
+      task, {name: measured[name].scores[metric] for name in ('base', composed)}, metric,
+      arm=composed, layouts=[item.meta.get('layout') for item in study.episodes])
 
 
 def contrast(study: Study) -> Outcome:
@@ -322,6 +338,21 @@ def _drift(task: maze.Problem) -> list[dict[str, Any]]:
             'x': [float(n) for n in after],
             **{k: [point[k] for point in points] for k in ('mean', 'low', 'high')}}}})
   return drawn
+
+
+def _add_following(
+    study: Study, task: maze.Problem, body: Body, frames: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+  """Adds to every arm how well it moves as commanded; returns what the true frames reach."""
+  latents = study.model.latents
+  encode = (lambda x: x) if latents is None else jax.jit(latents.encode)
+  measure = lambda shown: maze.following(task, shown, *study.odometry, encode)  # type: ignore
+  for name, metrics in (*body['arms'].items(), *body['controls'].items()):
+    for metric, errors in measure(frames[name]).items():
+      metrics[metric] = results.bootstrap(errors, seed=0)
+  return {
+      metric: {'true frames': float(errors.mean())}
+      for metric, errors in measure(task.truth).items()}
 
 
 def _run(

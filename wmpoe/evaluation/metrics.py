@@ -24,6 +24,8 @@ KNOWN = {
   'lpips': ('LPIPS', '', -1),
   'lpips_vgg': ('LPIPS (VGG)', '', -1),
   'lpips_alex': ('LPIPS (AlexNet)', '', -1),
+  'turn_error': ('Turning, error a frame', 'rad', -1),
+  'advance_error': ('Advancing, error a frame', 'cells', -1),
   'write_ms_per_episode': ('Write an episode', 'ms', -1),
   'write_ms_per_frame': ('Write a frame', 'ms', -1),
   'read_ms_per_frame': ('Read a frame', 'ms', -1),

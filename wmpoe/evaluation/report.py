@@ -17,7 +17,9 @@ from typing import Any
 
 from wmpoe.evaluation import charts
 from wmpoe.evaluation import film
+from wmpoe.evaluation import map_chart
 from wmpoe.evaluation import metrics as metrics_lib
+from wmpoe.evaluation import result_format
 from wmpoe.evaluation import results as results_lib
 
 
@@ -114,10 +116,10 @@ def render(
   """Writes out_dir/report.html (or `name`), one file that needs no other.
 
   Args:
-    results: A result, see `results.validate`.
+    results: A result, see `result_format.validate`.
     out_dir: Folder to write to, made if missing.
     strips: Film strips to show, e.g. truth / base / composed.
-    curves: Curves to show, see `results.validate`; the result's own if None.
+    curves: Curves to show, see `result_format.validate`; the result's own if None.
     title: Title of the page.
     main_metric: Metric of the headline and the first chart; recall if there, else the first.
     name: File name of the report.
@@ -131,7 +133,7 @@ def render(
   """
   if curves is not None:
     results = {**results, 'curves': list(curves)}
-  results_lib.validate(results)
+  result_format.validate(results)
   metrics = metrics_of(results)
   main = main_metric or _main_metric(metrics)
   if main and main not in metrics:
@@ -145,6 +147,13 @@ def render(
     parts += ['<section>', charts.bars(results, main), '</section>']
   if strips:
     parts += ['<section><h2>What was imagined</h2>', *map(film.svg, strips), '</section>']
+  if results.get('maps'):
+    drawn = map(map_chart.figure, results['maps'])
+    parts += [
+      '<section><h2>Where memory helped</h2><p class="note">The line is the path that was '
+      'remembered, from the dot on. Each wedge is an imagined frame and looks where the camera '
+      'looked: filled if that was seen long ago, hollow if not.</p>',
+      '<div class="pair">', *drawn, '</div></section>']
   if results.get('curves'):
     drawn = map(charts.curve_figure, results['curves'])
     parts += ['<section><h2>Curves</h2><div class="pair">', *drawn, '</div></section>']
@@ -179,8 +188,10 @@ def _table(results: Mapping[str, Any], metrics: Sequence[str]) -> str:
   best = {}
   for metric in metrics:
     values = [m[metric]['mean'] for m in results['arms'].values() if metric in m]
-    if metrics_lib.direction(metric) > 0 and values:
-      best[metric] = metrics_lib.format_value(metric, max(values))
+    costs = metrics_lib.unit(metric) in ('ms', 'bytes')  # least for what does least
+    if metrics_lib.direction(metric) and values and not costs:
+      top = max(values) if metrics_lib.direction(metric) > 0 else min(values)
+      best[metric] = metrics_lib.format_value(metric, top)
   columns = [charts.escape(metrics_lib.name(metric)) for metric in metrics]
   head = ''.join(f'<th scope="col">{column}</th>' for column in columns)
   out = [f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>']
@@ -258,6 +269,10 @@ figure{margin:0 0 28px}figcaption{margin-bottom:10px;font-size:14px;color:var(--
 figcaption b{color:var(--ink);font-size:15px}figcaption span{color:var(--ink);margin-left:14px;
 white-space:nowrap}figcaption span::before{content:"";display:inline-block;width:14px;height:4px;
 border-radius:2px;background:var(--c);margin-right:6px;vertical-align:3px}
+.wall{fill:var(--rule)}.free{fill:var(--paper)}.walked{fill:none;stroke:var(--soft);
+stroke-width:1.6;opacity:.55;stroke-linejoin:round}.start{fill:var(--soft)}
+.look{stroke-width:1.6;stroke-linejoin:round}.look.ok{fill:var(--ok);stroke:var(--ok)}
+.look.bad{fill:var(--bad);stroke:var(--bad)}.look.hollow{fill:none}
 svg image{image-rendering:pixelated}.mark{fill:none;stroke-width:2.5}
 .mark.halo{stroke:#fff;stroke-width:4.5}.mark.ok{stroke:var(--ok)}
 .mark.bad{stroke:var(--bad);stroke-dasharray:4 3}.key.ok{color:var(--ok)}.key.bad{color:var(--bad)}

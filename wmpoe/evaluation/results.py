@@ -1,8 +1,9 @@
 """Bootstrap intervals over episodes and the one result format every command writes.
 
 results.json is `{"meta": {...}, "arms": {ARM: {METRIC: {"mean", "low", "high", "n"}}},
-"controls": {CONTROL: {...}}}`. Two optional keys let a report be drawn from the file alone:
-`"references": {METRIC: {LABEL: value}}` (e.g. chance) and `"curves": [CURVE, ...]`, see `validate`.
+"controls": {CONTROL: {...}}}`. Optional keys let a report be drawn from the file alone:
+`"references": {METRIC: {LABEL: value}}` (e.g. chance), `"curves": [CURVE, ...]` and
+`"maps": [MAP, ...]`, see `result_format`.
 
 Shapes: E episodes, S seeds.
 """
@@ -13,8 +14,6 @@ from collections.abc import Mapping, Sequence
 import functools
 import importlib.metadata
 import json
-import math
-import numbers
 import os
 import pathlib
 import platform
@@ -25,9 +24,8 @@ from typing import Any
 import numpy as np
 
 import wmpoe
+from wmpoe.evaluation import result_format
 
-META_KEYS = ('command', 'config', 'seeds', 'git', 'versions', 'machine', 'seconds')
-INTERVAL_KEYS = ('mean', 'low', 'high', 'n')
 _PACKAGES = ('jax', 'flax', 'optax', 'numpy')
 _CHUNK = 1_000_000  # resampled values held at a time: 8 MB
 
@@ -140,6 +138,7 @@ def make(
   *,
   references: Mapping[str, Mapping[str, float]] | None = None,
   curves: Sequence[Mapping[str, Any]] | None = None,
+  maps: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
   """Returns a validated result of plain JSON types, ready for `write` and `report.render`.
 
@@ -148,132 +147,28 @@ def make(
     arms: `{ARM: {METRIC: interval}}`, in the order to show; intervals come from `bootstrap`.
     controls: The same for the controls; may be empty.
     references: Optional `{METRIC: {LABEL: value}}`, lines drawn in charts (e.g. chance).
-    curves: Optional curves, see `validate`, which also lists what is raised.
+    curves: Optional curves, see `result_format.validate`, which also lists what is raised.
+    maps: Optional maps, likewise.
   """
   results: dict[str, Any] = {'meta': meta, 'arms': arms, 'controls': controls}
   if references:
     results['references'] = references
   if curves:
     results['curves'] = curves
-  validate(results)
+  if maps:
+    results['maps'] = maps
+  result_format.validate(results)
   return json.loads(_dumps(results))
-
-
-def validate(results: Mapping[str, Any]) -> None:
-  """Checks that a result has the one format.
-
-  A curve is `{"title", "xlabel", "ylabel", "series": {NAME: {"x", "mean", "low", "high"}}}` with
-  four lists of one length per series, and optionally `"metric"` (formats the values like that
-  metric), `"logx"` (bool) and `"references"` ({LABEL: value}).
-
-  Args:
-    results: The dict to check.
-
-  Raises:
-    ValueError: Naming the place, what was found and what belongs there.
-  """
-  _check_keys(
-    results, 'results', required=('meta', 'arms', 'controls'), optional=('references', 'curves')
-  )
-  _check_keys(results['meta'], 'meta', required=META_KEYS)
-  for group in ('arms', 'controls'):
-    _check_keys(results[group], group)
-    for arm, measured in results[group].items():
-      _check_keys(measured, f'{group}.{arm}')
-      if not measured:
-        raise ValueError(f'{group}.{arm} is empty; expected at least one metric.')
-      for metric, interval in measured.items():
-        _check_interval(interval, f'{group}.{arm}.{metric}')
-  if not results['arms'] and not results.get('curves'):
-    raise ValueError('arms is empty; expected at least one arm, for example "base".')
-  references = results.get('references', {})
-  _check_keys(references, 'references')
-  for metric, lines in references.items():
-    _check_lines(lines, f'references.{metric}')
-  curves = results.get('curves', [])
-  if not isinstance(curves, Sequence):
-    raise ValueError(f'curves is a {type(curves).__name__}; expected a list.')
-  for index, curve in enumerate(curves):
-    _check_curve(curve, f'curves[{index}]')
-
-
-def _check_keys(
-  given: Any, place: str, *, required: Sequence[str] = (), optional: Sequence[str] | None = None
-) -> None:
-  """Raises unless given is a dict with the required keys; optional=None allows any other key."""
-  if not isinstance(given, Mapping):
-    raise ValueError(f'{place} is a {type(given).__name__}; expected an object (dict).')
-  odd = [key for key in given if not isinstance(key, str) or not key]
-  if odd:
-    raise ValueError(f'{place} has the keys {odd}; expected non-empty strings.')
-  missing = [key for key in required if key not in given]
-  extra = [] if optional is None else [k for k in given if k not in (*required, *optional)]
-  if missing or extra:
-    raise ValueError(
-      f'{place} lacks the keys {missing} and has the unknown keys {extra}; expected '
-      f'{list(required)}' + (f', optionally {list(optional)}.' if optional else '.')
-    )
-
-
-def _is_number(value: Any) -> bool:
-  # numpy's floats count; True would pass for 1.
-  return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
-
-
-def _check_interval(interval: Any, place: str) -> None:
-  """Raises unless interval is a finite mean inside [low, high] over n >= 1 episodes."""
-  _check_keys(interval, place, required=INTERVAL_KEYS, optional=())
-  mean, low, high, n = (interval[key] for key in INTERVAL_KEYS)
-  if not all(_is_number(value) for value in (mean, low, high)):
-    raise ValueError(
-      f'{place} has mean={mean!r}, low={low!r}, high={high!r}; expected finite numbers. Leave a '
-      'metric out where it is undefined.'
-    )
-  if not low <= mean <= high:
-    raise ValueError(f'{place} has mean={mean}, low={low}, high={high}; expected low<=mean<=high.')
-  if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
-    raise ValueError(f'{place} has n={n!r}; expected the number of episodes, an integer >= 1.')
-
-
-def _check_lines(lines: Any, place: str) -> None:
-  _check_keys(lines, place)
-  for label, value in lines.items():
-    if not _is_number(value):
-      raise ValueError(f'{place}.{label} is {value!r}; expected a finite number.')
-
-
-def _check_curve(curve: Any, place: str) -> None:
-  _check_keys(
-    curve,
-    place,
-    required=('title', 'xlabel', 'ylabel', 'series'),
-    optional=('metric', 'logx', 'references'),
-  )
-  _check_lines(curve.get('references', {}), f'{place}.references')
-  _check_keys(curve['series'], f'{place}.series')
-  if not curve['series']:
-    raise ValueError(f'{place}.series is empty; expected at least one series.')
-  keys = ('x', 'mean', 'low', 'high')
-  for name, series in curve['series'].items():
-    spot = f'{place}.series.{name}'
-    _check_keys(series, spot, required=keys, optional=())
-    lengths = {np.size(series[key]) for key in keys}
-    if len(lengths) != 1 or lengths == {0}:
-      raise ValueError(f'{spot} has lists of lengths {sorted(lengths)}; expected one length >= 1.')
-    if not all(_is_number(value) for key in keys for value in np.ravel(series[key]).tolist()):
-      raise ValueError(f'{spot} holds values that are not finite numbers; leave such points out.')
-    if curve.get('logx') and min(series['x']) <= 0:
-      raise ValueError(f'{spot}.x reaches {min(series["x"])}; a logarithmic axis needs x > 0.')
 
 
 def write(path: str | os.PathLike, results: Mapping[str, Any]) -> pathlib.Path:
   """Validates a result, writes it atomically as JSON and returns the path.
 
   Raises:
-    ValueError: See `validate`.
+    ValueError: See `result_format.validate`.
     OSError: See `write_atomic`.
   """
-  validate(results)
+  result_format.validate(results)
   return write_atomic(path, (_dumps(results) + '\n').encode())
 
 
@@ -291,7 +186,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     )
   try:
     results = json.loads(path.read_text(encoding='utf-8'))
-    validate(results)
+    result_format.validate(results)
   except ValueError as error:
     raise ValueError(f'{path} is not a results file: {error}') from error
   return results
