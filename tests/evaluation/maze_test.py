@@ -79,21 +79,20 @@ class Ruler:
     return variables['params'] * (second - first)[:, 0, 0], None
 
 
-def test_following_is_zero_for_what_moves_as_told_and_the_motion_for_what_stands():
-  poses = np.array([(0.1 * t, 0.0, 0.2 * t) for t in range(8)])
-  poses[:, :2] = np.cumsum([  # ahead by .1, as the camera turns
-      (0.1 * np.cos(0.2 * (t - 1)), 0.1 * np.sin(0.2 * (t - 1))) for t in range(8)], axis=0)
-  told = np.stack([(0.1 * t, 0.0, 0.2 * t) for t in range(8)])  # what `Ruler` reads
-  picture = np.broadcast_to(told[:, None, None], (8, 4, 4, 3)).astype(np.float32)
-  item = make(poses)
+def test_following_is_one_for_what_moves_as_told_and_zero_for_what_stands():
+  ahead, turn = np.array([.1, .2] * 4), np.array([.2, 0.0, -.3, .1] * 2)
+  heading = np.cumsum(turn)
+  step = ahead[:, None] * np.stack([np.cos(heading - turn), np.sin(heading - turn)], axis=1)
+  item = make(np.concatenate([np.cumsum(step, axis=0), heading[:, None]], axis=1))
+  read = np.cumsum(np.stack([ahead, 0 * ahead, turn], axis=1), axis=0)  # what `Ruler` reads
+  picture = np.broadcast_to(read[:, None, None], (8, 4, 4, 3)).astype(np.float32)
   task = maze.problem([item], [picture], history=4, starts=(4, 6), length=2)
-  measure = lambda frames: maze.following(task, frames, Ruler(), np.float32(1.0), lambda x: x)
-  errors = measure(picture[None, 4:])
-  assert errors['turn_error'][0] == pytest.approx(0.0, abs=1e-6)
-  assert errors['advance_error'][0] == pytest.approx(0.0, abs=1e-6)
-  stands = measure(picture[None, [3, 3, 5, 5]])
-  assert stands['turn_error'][0] == pytest.approx(0.2, abs=1e-6)
-  assert stands['advance_error'][0] == pytest.approx(0.1, abs=1e-6)
+  slopes = lambda frames, gain=1.0: [
+      value[0] for value, _ in maze.following(
+          task, frames, Ruler(), np.float32(gain), lambda x: x).values()]
+  np.testing.assert_allclose(slopes(picture[None, 4:]), 1.0, atol=1e-5)
+  np.testing.assert_allclose(slopes(picture[None, 4:], gain=0.5), 0.5, atol=1e-5)
+  np.testing.assert_allclose(slopes(picture[None, [3, 3, 5, 5]]), 0.0, atol=1e-5)
 
 
 def test_maps_say_where_the_arm_was_better(task):

@@ -191,11 +191,12 @@ def drift(task: Problem, after: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 
 def following(
     task: Problem, frames: np.ndarray, network: odometry_lib.Odometry, params: Any, encode: Any
-) -> dict[str, np.ndarray]:
-  """How well imagined frames move as commanded, by pictures alone.
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """How far imagined frames move as commanded, by pictures alone.
 
   The odometry's matching, which knows no action, says how the camera moved from each frame to the
-  next, the first one from the true frame before it. The commanded motion is that of the true poses.
+  next, the first one from the true frame before it. That is regressed on the commanded motion, that
+  of the true poses: a slope of 1 is to move as commanded, 0 to stand still or to move at random.
 
   Args:
     task: The problem.
@@ -205,7 +206,7 @@ def following(
     encode: From frames [N H W 3] to what the odometry looks at.
 
   Returns:
-    Mean absolute error of each episode [E]: 'turn_error' in radians, 'advance_error' in cells.
+    'turn_following' and 'advance_following': slope and weight of each episode, [E] both.
   """
   episodes, places = len(task.names), len(task.starts)
   seen = np.stack([encode(item) for item in frames])
@@ -216,13 +217,16 @@ def following(
   moved = np.stack([
       match(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))
       for a, b in zip(before, seen, strict=True)])  # [E T 3]
-  poses = task.pixels.poses
-  true = np.concatenate([memory_maze.relative_pose(
+  poses, found = task.pixels.poses, {}
+  told = np.concatenate([memory_maze.relative_pose(
       poses[:, s:s + task.length], poses[:, s - 1:s + task.length - 1])
       for s in task.starts], axis=1)
-  return {
-      'turn_error': np.abs(memory_maze.wrap(moved - true)[..., 2]).mean(axis=1),
-      'advance_error': np.abs((moved - true)[..., 0]).mean(axis=1)}
+  for name, axis in (('turn_following', 2), ('advance_following', 0)):
+    # Centred, so that always going ahead is no following.
+    command = told[..., axis] - told[..., axis].mean()
+    weight = np.square(command).sum(axis=1)
+    found[name] = (command * moved[..., axis]).sum(axis=1) / np.maximum(weight, 1e-9), weight
+  return found
 
 
 def copies(task: Problem) -> dict[str, np.ndarray]:

@@ -348,11 +348,11 @@ def _add_following(
   encode = (lambda x: x) if latents is None else jax.jit(latents.encode)
   measure = lambda shown: maze.following(task, shown, *study.odometry, encode)  # type: ignore
   for name, metrics in (*body['arms'].items(), *body['controls'].items()):
-    for metric, errors in measure(frames[name]).items():
-      metrics[metric] = results.bootstrap(errors, seed=0)
+    for metric, (slopes, weights) in measure(frames[name]).items():
+      metrics[metric] = results.bootstrap(slopes, seed=0, weights=weights)
   return {
-      metric: {'true frames': float(errors.mean())}
-      for metric, errors in measure(task.truth).items()}
+      metric: {'true frames': float(np.average(slopes, weights=weights))}
+      for metric, (slopes, weights) in measure(task.truth).items()}
 
 
 def _run(
