@@ -67,7 +67,7 @@ $(VENV)/made:
 
 $(VENV)/installed-demo: setup.py | $(VENV)/made
 	@echo 'Installing wmpoe and what the demo needs into $(VENV): a minute or two'
-	@$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
+	@$(BIN)/python $(PIP_INSTALL) -e '.[demo,play]'
 	@touch $@
 
 $(VENV)/installed-colab: setup.py | $(VENV)/made
@@ -82,7 +82,7 @@ $(VENV)/installed-docs: setup.py | $(VENV)/made
 
 $(VENV)/installed-test: setup.py | $(VENV)/made
 	@echo 'Installing wmpoe and what its tests need into $(VENV): a minute or two'
-	@$(BIN)/python $(PIP_INSTALL) -e '.[demo,test,lint]'
+	@$(BIN)/python $(PIP_INSTALL) -e '.[demo,play,test,lint]'
 	@touch $@ $(VENV)/installed-demo
 
 $(LOWEST)/made:

@@ -35,7 +35,7 @@ def test_shows_a_table_and_writes_results_report_and_film(demo, tmp_path):
   assert 'data:image/png;base64,' in page
   assert (there / 'episode.gif').read_bytes().startswith(b'GIF89a')
   assert 'All composed' in done.out
-  assert 'try next:' in done.out
+  assert 'try next:' in done.out and 'python -m wmpoe play' in done.out
   assert '100 %' in done.err
 
 

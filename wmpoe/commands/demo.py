@@ -76,6 +76,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   print('\nwrote ' + ', '.join(str(p) for p in wrote))
   world = '' if flags.config is None else f' --config=configs/{name}.py'
   print(f'look at it:  open {page}\n'
+        f'step inside: python -m wmpoe play{world}    (a page on this machine; open its link)\n'
         f'try next:    python -m wmpoe demo{world} --experts=base,spatial\n'
         '             python -m wmpoe info composition\n'
         f'             python -m wmpoe train --config=configs/{name}.py:'
