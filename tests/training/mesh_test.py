@@ -21,6 +21,7 @@ import pytest
 import wmpoe
 from wmpoe import sharding
 from wmpoe.data import pipeline
+from wmpoe.networks import attention
 from wmpoe.training import checkpoints
 from wmpoe.training import metrics_log
 from wmpoe.training import trainer
@@ -109,6 +110,20 @@ def collectives(sizes, *, whole):
   return sorted(set(re.findall(rf" ({kinds})(?:-start)?\(", compiled.as_text())))
 
 
+def attended(sizes, implementation):
+  """Attention and its gradients on a mesh that is set; whether they lie as what they are of."""
+  mesh = make_mesh(sizes)
+  place = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(("data", "fsdp"), None, "tensor"))
+  arrays = [
+    jax.device_put(np.random.default_rng(i).normal(size=(4, 5, 2, 4)).astype(np.float32), place)
+    for i in range(3)]  # fmt: skip
+  loss = lambda *x: jnp.sum(jnp.sin(attention.attend(*x, implementation=implementation)))
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    found = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*arrays)
+  return found, all(x.sharding.is_equivalent_to(place, 4) for x in found[1])
+
+
 def held(state):
   """Bytes of a state on the first device, and in all."""
   leaves = jax.tree.leaves(state)
@@ -129,6 +144,9 @@ def main(argv):
   whole, _ = checkpoints.load_params(folder / "moved")
   jax.tree.map(np.testing.assert_array_equal, spread, whole)
   facts["collectives"] = [collectives({"fsdp": 8}, whole=whole) for whole in (True, False)]
+  (kernel, facts["shares"]), (exact, _) = (
+    attended(MESHES["mixed"], implementation) for implementation in ("splash", "head_major"))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), kernel, exact)
   (folder / "facts.json").write_text(json.dumps(facts))
 
 
@@ -176,6 +194,10 @@ def test_parameters_are_gathered_and_activations_stay_where_they_are(folder):
   assert not {"all-to-all", "collective-permute"} & set(whole)
   # What it is there for: XLA alone moves activations.
   assert {"all-to-all", "collective-permute"} & set(left_alone)
+
+
+def test_devices_attend_to_their_share_of_examples_and_heads_by_a_kernel(folder):
+  assert json.loads((folder / "facts.json").read_text())["shares"]
 
 
 if __name__ == "__main__":
