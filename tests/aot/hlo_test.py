@@ -125,3 +125,18 @@ def test_custom_kernels_are_named():
 def test_text_without_an_entry_is_refused():
   with pytest.raises(ValueError, match=r'no entry computation: expected `compiled.as_text\(\)`'):
     hlo.read('HloModule nothing', 1)
+
+
+def test_what_a_kernel_says_of_itself_does_not_end_a_computation():
+  text = """\
+ENTRY %main (a: f32[64]) -> f32[64] {
+  %a = f32[64]{0} parameter(0)
+  %k = f32[64]{0} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+ "xprof_metadata":"{}"
+}}, metadata={op_name="jit(f)/kernel"}
+  ROOT %sum = f32[64]{0} all-reduce(%k), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}
+"""
+  program = hlo.read(text, 2)
+  assert program.kernels == ('k',)
+  assert program.by_kind() == {'all-reduce': {'count': 1, 'bytes': 256.0}}

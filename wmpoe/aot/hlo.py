@@ -23,6 +23,7 @@ _FREE = (
 _WIDTHS = {'pred': 1, 's4': 0.5, 'u4': 0.5}
 _SHAPE = re.compile(r'\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?')
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
+_END = re.compile(r'^\}(, execution_thread=.*)?\s*$')  # what a kernel says of itself has lines, too
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
 _NAME = re.compile(r'%([\w.\-]+)')
 
@@ -140,7 +141,7 @@ def _split(text: str) -> tuple[dict[str, list[Instruction]], str]:
     if head:
       current = computations.setdefault(head[2], [])
       entry = head[2] if head[1] else entry
-    elif line.startswith('}'):
+    elif _END.match(line):
       current = None
     elif current is not None and (start := _INSTRUCTION.match(line)):
       current.append(_instruction(line, start))
