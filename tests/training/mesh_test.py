@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import wmpoe
+from wmpoe import multihost
 from wmpoe import sharding
 from wmpoe.data import pipeline
 from wmpoe.networks import attention
@@ -133,12 +134,18 @@ def held(state):
 def main(argv):
   logging.set_verbosity(logging.ERROR)
   folder = pathlib.Path(argv[1])
+  if len(argv) > 2:  # one process of a pod, begun by launch/local_pod.sh
+    multihost.initialize("")
+    train(folder / "pod", {"data": 2}, steps=30)
+    multihost.leave()
+    return
   train(folder / "one", None)
   for name, sizes in MESHES.items():
     train(folder / name, sizes)
   facts = {"fsdp": held(train(folder / "moved", {"fsdp": 8}, steps=20))}
   train(folder / "moved", {"data": 2, "tensor": 2}, steps=35)
   train(folder / "moved", None)
+  train(folder / "pod", None)
   spread, _ = checkpoints.load_params(folder / "moved", mesh=sharding.make_mesh({"fsdp": 8}))
   facts["ema"] = held(spread)
   whole, _ = checkpoints.load_params(folder / "moved")
@@ -154,12 +161,14 @@ def main(argv):
 def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp("mesh")
   root = pathlib.Path(wmpoe.__file__).parents[1]
-  environment = {**os.environ, "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "8"}
-  done = subprocess.run(
-    [sys.executable, "-W", "error::DeprecationWarning", __file__, str(path)],
-    env=environment, capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
+  command = [sys.executable, "-W", "error::DeprecationWarning", __file__, str(path)]
+  pod = [str(root / "launch" / "local_pod.sh"), "2", "--", *command, "pod"]
+  for devices, arguments in ("1", pod), ("8", command):
+    environment = {
+      **os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": devices}
+    done = subprocess.run(
+      arguments, env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
   return path
 
 
@@ -169,9 +178,12 @@ def losses(folder):
   return np.array([row["loss"] for row in found])
 
 
-@pytest.mark.parametrize("name", [*MESHES, "moved"])
+@pytest.mark.parametrize("name", [*MESHES, "moved", "pod"])
 def test_every_mesh_trains_as_one_device_does(folder, name):
-  """`moved` trains 20 steps on fsdp=8, 15 on four devices as data and tensor, the last on one."""
+  """`moved` trains 20 steps on fsdp=8, 15 on four devices as data and tensor, the last on one.
+
+  `pod` trains 30 steps as two processes and the last 20 as one, on one device.
+  """
   expected = losses(folder / "one")
   np.testing.assert_allclose(losses(folder / name), expected, rtol=1e-5)
   assert expected[-5:].mean() < 0.7 * expected[:5].mean()
