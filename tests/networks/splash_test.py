@@ -1,4 +1,4 @@
-"""Tests of attention by the splash kernel, interpreted here and compiled for a TPU that is not there.
+"""Tests of attention by the splash kernel, interpreted, and compiled for a TPU that is not there.
 
 That devices of a mesh each take their share is tested in tests/training/mesh_test.py.
 """
@@ -63,9 +63,9 @@ def test_episodes_with_adapters_of_their_own_are_one_longer_batch():
 def test_a_network_with_the_kernel_is_the_same_network():
   frames = 4
   inputs = *small.noisy(1, frames), *small.conditions(1, frames)
-  params = small.params(small.model(kind='causal'))
+  variables = {'params': small.params(small.model(kind='causal'))}
   run = lambda implementation: jax.jit(small.network(
-      kind='causal', implementation=implementation, scan_layers=True).apply)({'params': params}, *inputs)
+      kind='causal', implementation=implementation, scan_layers=True).apply)(variables, *inputs)
   np.testing.assert_allclose(run('splash'), run('head_major'), atol=1e-5)
 
 

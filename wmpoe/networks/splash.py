@@ -161,8 +161,7 @@ def _block(length: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _kernel(seen: _Seen, heads: int, interpret: bool) -> Any:
-  """The kernel of a mask, padded: added keys are seen by none, added queries see what the last does.
-  """
+  """The kernel of a padded mask: none sees the added keys, added queries see what the last does."""
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   length, span = seen.mask.shape
