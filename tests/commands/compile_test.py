@@ -34,3 +34,9 @@ def test_a_config_without_a_denoiser_is_refused():
     compile_lib._for_tpu({'env': {}})
 
 
+def test_auto_is_what_it_is_on_a_tpu_and_a_choice_is_kept():
+  chosen = lambda **model: compile_lib._for_tpu({'model': model})['model']
+  assert chosen(implementation='auto') == chosen(scan='auto') == {
+      'implementation': 'dot_product_attention', 'scan': 'associative', 'scan_layers': True}
+  kept = {'implementation': 'splash', 'scan': 'sequential', 'scan_layers': False}
+  assert chosen(**kept) == kept
