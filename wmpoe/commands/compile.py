@@ -212,7 +212,8 @@ def _training(description: dict[str, Any], batch: int, mesh: Any) -> programs.Jo
 def _variant(file: str, variant: str, like: dict[str, Any]) -> dict[str, Any]:
   """Another variant of the same config file."""
   flags = absl_flags.FlagValues()
-  config_flags.DEFINE_config_file('config', f'{file}:{variant}', flag_values=flags)
+  config_flags.DEFINE_config_file(  # which looks at this process's own --config unless told not to
+      'config', f'{file.partition(":")[0]}:{variant}', flag_values=flags, sys_argv=['wmpoe'])
   flags(['wmpoe'])
   return {**_for_tpu(common.plain(flags.config)), 'env': like['env']}
 
