@@ -140,3 +140,38 @@ ENTRY %main (a: f32[64]) -> f32[64] {
   program = hlo.read(text, 2)
   assert program.kernels == ('k',)
   assert program.by_kind() == {'all-reduce': {'count': 1, 'bytes': 256.0}}
+
+
+def test_combined_collectives_with_one_channel_are_all_counted():
+  text = """\
+%combined.1 (p.1: f32[8]) -> f32[8] {
+  %p.1 = f32[8]{0} parameter(0)
+  ROOT %r.1 = f32[8]{0} all-reduce(%p.1), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}
+
+%overlapped (p.2: f32[8]) -> f32[8] {
+  %p.2 = f32[8]{0} parameter(0)
+  ROOT %r.2 = f32[8]{0:S(1)} all-reduce(%p.2), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}
+
+%combined.2 (p.3: f32[16]) -> f32[16] {
+  %p.3 = f32[16]{0} parameter(0)
+  ROOT %r.3 = f32[16]{0} all-reduce(%p.3), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}
+
+%other (p.4: f32[8]) -> f32[8] {
+  %p.4 = f32[8]{0} parameter(0)
+  ROOT %k = f32[8]{0} fusion(%p.4), kind=kCustom, calls=%combined.1
+}
+
+ENTRY %main (a: f32[8], b: f32[16]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %b = f32[16]{0} parameter(1)
+  %i = f32[8]{0} fusion(%a), kind=kCustom, calls=%combined.1
+  %j = f32[8]{0} fusion(%i), kind=kCustom, calls=%overlapped
+  %l = f32[16]{0} fusion(%b), kind=kCustom, calls=%combined.2
+  ROOT %m = f32[8]{0} call(%j), to_apply=%other
+}
+"""
+  # The first is one with what overlaps; another of 16; one in another computation.
+  assert hlo.read(text, 2).by_kind() == {'all-reduce': {'count': 3, 'bytes': 32.0 + 64.0 + 32.0}}
