@@ -186,8 +186,10 @@ def _job(
         description['variant'] + kernel,
         programs.write(world.memories['long_term'], flags.episodes, mesh))
   experts |= {name: _variant(file, name, description) for name in flags.experts}
-  label = ' + '.join([*experts, *(['long_term'] if flags.memories else [])]) + kernel
-  world = _world(experts, description['compose'], long_term=flags.memories)
+  compose = description['compose']
+  merged = ' (merged)' if compose['long_term'].get('reading') == 'merged' else ''
+  label = ' + '.join([*experts, *([f'long_term{merged}'] if flags.memories else [])]) + kernel
+  world = _world(experts, compose, long_term=flags.memories)
   return label, programs.imagine(world, flags.episodes, mesh)
 
 
