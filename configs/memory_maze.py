@@ -166,7 +166,9 @@ def _denoiser(config: ml_collections.ConfigDict) -> None:
 
 def _paper_scale(config: ml_collections.ConfigDict) -> None:
   """17 frames a chunk, DDIM of 50 steps, LoRA on all layers; batches for a slice of 32 chips."""
-  config.model.update(depth=12, heads=8, target=17, dtype='bfloat16', remat=True)
+  config.model.update(
+      depth=12, heads=8, target=17, dtype='bfloat16', remat=True, scan_layers=True,
+      implementation='auto')
   config.model.schedule.shift = 0.125
   if config.expert == 'ssm':
     config.model.state = 16

@@ -132,12 +132,12 @@ multihost.barrier('here')
 
 
 def test_a_pod_agrees_sums_over_devices_and_leaves():
-  done = _run('local_pod.sh', '2', '--', sys.executable, '-c',
+  done = _run('local_pod.sh', '4', '--', sys.executable, '-c',
               f'WHERE = ""\n{_JOIN}\nmultihost.leave()',
               PYTHONPATH=str(_ROOT), JAX_PLATFORMS='cpu')
   assert done.returncode == 0, done.stderr
   assert sorted(line for line in done.stdout.splitlines() if 'Gloo' not in line) == [
-      '[0] agreed True False True', '[0] sum 3.0', '[1] agreed True False False', '[1] sum 3.0']
+      line for p in range(4) for line in (f'[{p}] agreed True False {p == 0}', f'[{p}] sum 10.0')]
 
 
 def test_a_lost_process_ends_the_pod_with_a_message_and_no_hang():

@@ -187,3 +187,12 @@ def test_on_one_device_everything_is_whole_and_equal():
   small.same(placed, rows)
   assert isinstance(sharding.gathered(mesh, placed)['x'], np.ndarray)
   small.same(sharding.gathered(mesh, placed), rows)
+
+
+def test_what_a_function_computes_again_it_computes_again_with_gathered_parameters():
+  layout = sharding.shardings(abstract(fsdp=2), {'w': jnp.ones((4, 4))})
+  loss = lambda params, x: jnp.sum(jnp.sin(jnp.sin(x @ params['w'])))
+  recomputed = jax.checkpoint(loss)
+  sines = lambda f: str(jax.make_jaxpr(jax.grad(f))(
+      {'w': jnp.ones((4, 4))}, jnp.ones((3, 4)))).count(' sin ')
+  assert sines(sharding.whole_at_use(recomputed, layout)) == sines(recomputed) > sines(loss)

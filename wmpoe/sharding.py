@@ -15,7 +15,6 @@ import re
 from typing import Any
 
 import jax
-from jax import ad_checkpoint
 import numpy as np
 
 NamedSharding = jax.sharding.NamedSharding
@@ -193,8 +192,12 @@ def whole_at_use(function: Callable[..., Any], layout: Any) -> Callable[..., Any
   """`function(params, ...)`, differentiable, with parameters that are whole along 'fsdp' inside.
 
   Left to itself XLA may split activations as it finds parameters split. Here these are gathered
-  where they are used, not kept for the backward pass but gathered again, and their gradients are
-  summed into the layout: what ZeRO does in its third stage.
+  before they are used, and their gradients are summed into the layout. What is split is the state
+  between steps, the gradient and the update: ZeRO's second stage, and the parameters themselves.
+  A step holds them whole; where they are too large for that, split them over 'tensor', too. They
+  are not gathered again for the backward pass: a policy around the function that would see to that
+  also overrides, in jax, what the function itself chooses to compute again, and its activations
+  take far more memory than its parameters.
 
   Args:
     function: Of parameters and other arguments.
@@ -212,11 +215,7 @@ def whole_at_use(function: Callable[..., Any], layout: Any) -> Callable[..., Any
       lambda params: (jax.lax.with_sharding_constraint(params, whole), None),
       lambda _, grads: (jax.lax.with_sharding_constraint(grads, layout),))
 
-  def inside(params, *args):
-    return function(ad_checkpoint.checkpoint_name(gather(params), 'gathered'), *args)
-
-  keep = jax.checkpoint_policies.save_anything_except_these_names('gathered')
-  return jax.checkpoint(inside, policy=keep)
+  return lambda params, *args: function(gather(params), *args)
 
 
 def _without_fsdp(place: NamedSharding) -> NamedSharding:

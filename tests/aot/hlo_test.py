@@ -125,3 +125,53 @@ def test_custom_kernels_are_named():
 def test_text_without_an_entry_is_refused():
   with pytest.raises(ValueError, match=r'no entry computation: expected `compiled.as_text\(\)`'):
     hlo.read('HloModule nothing', 1)
+
+
+def test_what_a_kernel_says_of_itself_does_not_end_a_computation():
+  text = """\
+ENTRY %main (a: f32[64]) -> f32[64] {
+  %a = f32[64]{0} parameter(0)
+  %k = f32[64]{0} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+ "xprof_metadata":"{}"
+}}, metadata={op_name="jit(f)/kernel"}
+  ROOT %sum = f32[64]{0} all-reduce(%k), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}
+"""
+  program = hlo.read(text, 2)
+  assert program.kernels == ('k',)
+  assert program.by_kind() == {'all-reduce': {'count': 1, 'bytes': 256.0}}
+
+
+def test_combined_collectives_with_one_channel_are_all_counted():
+  text = """\
+%combined.1 (p.1: f32[8]) -> f32[8] {
+  %p.1 = f32[8]{0} parameter(0)
+  ROOT %r.1 = f32[8]{0} all-reduce(%p.1), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}
+
+%overlapped (p.2: f32[8]) -> f32[8] {
+  %p.2 = f32[8]{0} parameter(0)
+  ROOT %r.2 = f32[8]{0:S(1)} all-reduce(%p.2), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}
+
+%combined.2 (p.3: f32[16]) -> f32[16] {
+  %p.3 = f32[16]{0} parameter(0)
+  ROOT %r.3 = f32[16]{0} all-reduce(%p.3), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}
+
+%other (p.4: f32[8]) -> f32[8] {
+  %p.4 = f32[8]{0} parameter(0)
+  ROOT %k = f32[8]{0} fusion(%p.4), kind=kCustom, calls=%combined.1
+}
+
+ENTRY %main (a: f32[8], b: f32[16]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %b = f32[16]{0} parameter(1)
+  %i = f32[8]{0} fusion(%a), kind=kCustom, calls=%combined.1
+  %j = f32[8]{0} fusion(%i), kind=kCustom, calls=%overlapped
+  %l = f32[16]{0} fusion(%b), kind=kCustom, calls=%combined.2
+  ROOT %m = f32[8]{0} call(%j), to_apply=%other
+}
+"""
+  # The first is one with what overlaps; another of 16; one in another computation.
+  assert hlo.read(text, 2).by_kind() == {'all-reduce': {'count': 3, 'bytes': 32.0 + 64.0 + 32.0}}

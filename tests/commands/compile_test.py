@@ -34,3 +34,16 @@ def test_a_config_without_a_denoiser_is_refused():
     compile_lib._for_tpu({'env': {}})
 
 
+def test_auto_is_what_it_is_on_a_tpu_and_a_choice_is_kept():
+  chosen = lambda **model: compile_lib._for_tpu({'model': model})['model']
+  assert chosen(implementation='auto') == chosen(scan='auto') == {
+      'implementation': 'dot_product_attention', 'scan': 'associative', 'scan_layers': True}
+  kept = {'implementation': 'splash', 'scan': 'sequential', 'scan_layers': False}
+  assert chosen(**kept) == kept
+
+
+def test_experts_come_from_the_config_file_of_the_base(monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['wmpoe', 'compile', f'--config={CONFIG}:base'])
+  found = compile_lib._variant(f'{CONFIG}:base', 'spatial', {'env': {'name': 'the base\'s'}})
+  assert found['expert'] == 'spatial'
+  assert found['env'] == {'name': 'the base\'s'}

@@ -5,13 +5,16 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from tests import small
+from wmpoe import session
 from wmpoe import sharding
 from wmpoe.aot import hlo
 from wmpoe.diffusion import samplers
@@ -110,7 +113,23 @@ def _memories_over_episodes():
   assert hlo.read(compiled.as_text(), 8).collectives == ()
 
 
+def _a_memory_file_on_any_number_of_devices():
+  """Saved from eight devices, loaded on one, saved from four: the same bits."""
+  on = lambda n: sharding.episode_sharding(sharding.make_mesh({'data': n}, jax.devices()[:n]))
+  opened = session.Session.open(small.world(), batch=8, seed=3)
+  numbered = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape).astype(x.dtype),
+                          opened.state)
+  given = dataclasses.replace(opened, state=jax.device_put(numbered, on(8)))
+  with tempfile.TemporaryDirectory() as folder:
+    for name, devices in ('eight.npz', 1), ('one.npz', 4), ('four.npz', 1):
+      given.save(f'{folder}/{name}', history=True)
+      given = session.Session.load(f'{folder}/{name}', opened)
+      given = dataclasses.replace(given, state=jax.device_put(given.state, on(devices)))
+  small.same(given.state, numbered)
+
+
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
   _experts_side_by_side()
   _memories_over_episodes()
+  _a_memory_file_on_any_number_of_devices()

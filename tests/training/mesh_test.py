@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 
 import wmpoe
+from wmpoe import multihost
 from wmpoe import sharding
 from wmpoe.data import pipeline
+from wmpoe.networks import attention
 from wmpoe.training import checkpoints
 from wmpoe.training import metrics_log
 from wmpoe.training import trainer
@@ -109,6 +111,20 @@ def collectives(sizes, *, whole):
   return sorted(set(re.findall(rf" ({kinds})(?:-start)?\(", compiled.as_text())))
 
 
+def attended(sizes, implementation):
+  """Attention and its gradients on a mesh that is set; whether they lie as what they are of."""
+  mesh = make_mesh(sizes)
+  place = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(("data", "fsdp"), None, "tensor"))
+  arrays = [
+    jax.device_put(np.random.default_rng(i).normal(size=(4, 5, 2, 4)).astype(np.float32), place)
+    for i in range(3)]  # fmt: skip
+  loss = lambda *x: jnp.sum(jnp.sin(attention.attend(*x, implementation=implementation)))
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    found = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*arrays)
+  return found, all(x.sharding.is_equivalent_to(place, 4) for x in found[1])
+
+
 def held(state):
   """Bytes of a state on the first device, and in all."""
   leaves = jax.tree.leaves(state)
@@ -118,17 +134,26 @@ def held(state):
 def main(argv):
   logging.set_verbosity(logging.ERROR)
   folder = pathlib.Path(argv[1])
+  if len(argv) > 2:  # one process of a pod, begun by launch/local_pod.sh
+    multihost.initialize("")
+    train(folder / "pod", {"data": 2}, steps=30)
+    multihost.leave()
+    return
   train(folder / "one", None)
   for name, sizes in MESHES.items():
     train(folder / name, sizes)
   facts = {"fsdp": held(train(folder / "moved", {"fsdp": 8}, steps=20))}
   train(folder / "moved", {"data": 2, "tensor": 2}, steps=35)
   train(folder / "moved", None)
+  train(folder / "pod", None)
   spread, _ = checkpoints.load_params(folder / "moved", mesh=sharding.make_mesh({"fsdp": 8}))
   facts["ema"] = held(spread)
   whole, _ = checkpoints.load_params(folder / "moved")
   jax.tree.map(np.testing.assert_array_equal, spread, whole)
   facts["collectives"] = [collectives({"fsdp": 8}, whole=whole) for whole in (True, False)]
+  (kernel, facts["shares"]), (exact, _) = (
+    attended(MESHES["mixed"], implementation) for implementation in ("splash", "head_major"))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), kernel, exact)
   (folder / "facts.json").write_text(json.dumps(facts))
 
 
@@ -136,12 +161,14 @@ def main(argv):
 def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp("mesh")
   root = pathlib.Path(wmpoe.__file__).parents[1]
-  environment = {**os.environ, "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "8"}
-  done = subprocess.run(
-    [sys.executable, "-W", "error::DeprecationWarning", __file__, str(path)],
-    env=environment, capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
+  command = [sys.executable, "-W", "error::DeprecationWarning", __file__, str(path)]
+  pod = [str(root / "launch" / "local_pod.sh"), "2", "--", *command, "pod"]
+  for devices, arguments in ("1", pod), ("8", command):
+    environment = {
+      **os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": devices}
+    done = subprocess.run(
+      arguments, env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
   return path
 
 
@@ -151,9 +178,12 @@ def losses(folder):
   return np.array([row["loss"] for row in found])
 
 
-@pytest.mark.parametrize("name", [*MESHES, "moved"])
+@pytest.mark.parametrize("name", [*MESHES, "moved", "pod"])
 def test_every_mesh_trains_as_one_device_does(folder, name):
-  """`moved` trains 20 steps on fsdp=8, 15 on four devices as data and tensor, the last on one."""
+  """`moved` trains 20 steps on fsdp=8, 15 on four devices as data and tensor, the last on one.
+
+  `pod` trains 30 steps as two processes and the last 20 as one, on one device.
+  """
   expected = losses(folder / "one")
   np.testing.assert_allclose(losses(folder / name), expected, rtol=1e-5)
   assert expected[-5:].mean() < 0.7 * expected[:5].mean()
@@ -176,6 +206,10 @@ def test_parameters_are_gathered_and_activations_stay_where_they_are(folder):
   assert not {"all-to-all", "collective-permute"} & set(whole)
   # What it is there for: XLA alone moves activations.
   assert {"all-to-all", "collective-permute"} & set(left_alone)
+
+
+def test_devices_attend_to_their_share_of_examples_and_heads_by_a_kernel(folder):
+  assert json.loads((folder / "facts.json").read_text())["shares"]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ _FREE = (
 _WIDTHS = {'pred': 1, 's4': 0.5, 'u4': 0.5}
 _SHAPE = re.compile(r'\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?')
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
+_END = re.compile(r'^\}(, execution_thread=.*)?\s*$')  # what a kernel says of itself has lines, too
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
 _NAME = re.compile(r'%([\w.\-]+)')
 
@@ -140,7 +141,7 @@ def _split(text: str) -> tuple[dict[str, list[Instruction]], str]:
     if head:
       current = computations.setdefault(head[2], [])
       entry = head[2] if head[1] else entry
-    elif line.startswith('}'):
+    elif _END.match(line):
       current = None
     elif current is not None and (start := _INSTRUCTION.match(line)):
       current.append(_instruction(line, start))
@@ -221,17 +222,22 @@ class _Walk:
         inner = self.cost(_named(each, 'to_apply'), times)
       else:
         inner = 0, times * self._moved(each, types)
-        self._note(each, name, times)
+        self._note(each, name, times, name)
       cycles, moved = cycles + inner[0], moved + inner[1]
     return cycles, moved
 
-  def _note(self, each: Instruction, inside: str, times: int) -> None:
-    """Collects collectives and kernels, of fusions and asynchronous calls, too."""
+  def _note(self, each: Instruction, inside: str, times: int, site: str) -> None:
+    """Collects collectives and kernels, of fusions and asynchronous calls, too.
+
+    `inside` is the computation it stands in, `site` the one that runs and calls that.
+    """
     kind = each.opcode.removesuffix('-start')
     if kind in COLLECTIVES:
       channel = re.search(r'channel_id=(\d+)', each.attributes)
-      # A collective that overlaps with computation occurs in several fusions, under one channel.
-      key = f'{kind} {channel[1]}' if channel else f'{inside}/{each.name}'
+      # A collective that overlaps with computation occurs in several fusions that one computation
+      # calls, under one channel. Combined collectives may all have channel 1: others, elsewhere.
+      shapes = [shape[:2] for shape in _SHAPE.findall(each.result)]
+      key = f'{site}/{kind} {channel[1]} {shapes}' if channel else f'{inside}/{each.name}'
       size = sum(_sizes(each.result))
       if each.opcode != kind and kind != 'all-reduce':  # (operands, results, contexts)
         size = sum(_sizes(each.result)[len(each.operands):2 * len(each.operands)])
@@ -248,7 +254,7 @@ class _Walk:
     elif each.opcode in ('fusion', 'async-start'):
       called = _named(each, 'calls')
       for inner in self.computations.get(called, ()):
-        self._note(inner, called, times)
+        self._note(inner, called, times, site)
 
   def _group(self, attributes: str) -> int:
     """Devices of one group, in any of the ways groups are written."""

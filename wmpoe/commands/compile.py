@@ -141,8 +141,9 @@ def _for_tpu(description: dict[str, Any]) -> dict[str, Any]:
   if not model:
     raise ValueError(
         'This config names no denoiser; expected a variant such as configs/memory_maze.py:base.')
-  chosen = {'implementation': 'dot_product_attention', 'scan': 'associative', 'scan_layers': True}
-  return {**description, 'model': {**chosen, **model}}
+  chosen = {'implementation': 'dot_product_attention', 'scan': 'associative'}
+  given = {k: v for k, v in model.items() if k not in chosen or v != 'auto'}
+  return {**description, 'model': {'scan_layers': True, **chosen, **given}}
 
 
 def _row(
@@ -160,23 +161,36 @@ def _row(
       f'{description["variant"]}-{program}-{where.name.replace(":", "-")}-{request_hash[:8]}.json')
   if path.exists():
     return json.loads(path.read_text(encoding='utf-8'))
-  label = description['variant']
-  if program == 'train':
-    job = _training(description, flags.batch, _mesh(where, sizes, ('fsdp', 'tensor')))
-  else:
-    axes = ('expert',) if program == 'imagine' else ()
-    mesh = _mesh(where, sizes, axes)
-    experts = {'base': description}
-    if program == 'imagine':
-      experts |= {name: _variant(file, name, description) for name in flags.experts}
-      label = ' + '.join([*experts, *(['long_term'] if flags.memories else [])])
-    world = _world(experts, description['compose'], long_term=flags.memories or program == 'write')
-    job = (
-        programs.write(world.memories['long_term'], flags.episodes, mesh)
-        if program == 'write' else programs.imagine(world, flags.episodes, mesh))
-  row = {'config': label, **programs.measure(job, where)}
+  axes = {'train': ('fsdp', 'tensor'), 'imagine': ('expert',)}.get(program, ())
+  mesh = _mesh(where, sizes, axes)
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which a custom kernel asks for
+    label, job = _job(flags, description, file, program, mesh)
+    measured = programs.measure(job, where)
+  row = {'config': label, 'attention': description['model']['implementation'], **measured}
   _write(path, json.dumps(row, indent=2) + '\n')
   return row
+
+
+def _job(
+    flags: absl_flags.FlagValues, description: dict[str, Any], file: str, program: str, mesh: Any
+) -> tuple[str, programs.Job]:
+  """A program and what it is called in tables."""
+  kernel = ', splash' if description['model']['implementation'] == 'splash' else ''
+  if program == 'train':
+    runs.check_mesh(mesh, description)
+    return description['variant'] + kernel, _training(description, flags.batch, mesh)
+  experts = {'base': description}
+  if program == 'write':
+    world = _world(experts, description['compose'], long_term=True)
+    return (
+        description['variant'] + kernel,
+        programs.write(world.memories['long_term'], flags.episodes, mesh))
+  experts |= {name: _variant(file, name, description) for name in flags.experts}
+  compose = description['compose']
+  merged = ' (merged)' if compose['long_term'].get('reading') == 'merged' else ''
+  label = ' + '.join([*experts, *([f'long_term{merged}'] if flags.memories else [])]) + kernel
+  world = _world(experts, compose, long_term=flags.memories)
+  return label, programs.imagine(world, flags.episodes, mesh)
 
 
 def _training(description: dict[str, Any], batch: int, mesh: Any) -> programs.Job:
@@ -200,7 +214,8 @@ def _training(description: dict[str, Any], batch: int, mesh: Any) -> programs.Jo
 def _variant(file: str, variant: str, like: dict[str, Any]) -> dict[str, Any]:
   """Another variant of the same config file."""
   flags = absl_flags.FlagValues()
-  config_flags.DEFINE_config_file('config', f'{file}:{variant}', flag_values=flags)
+  config_flags.DEFINE_config_file(  # which looks at this process's own --config unless told not to
+      'config', f'{file.partition(":")[0]}:{variant}', flag_values=flags, sys_argv=['wmpoe'])
   flags(['wmpoe'])
   return {**_for_tpu(common.plain(flags.config)), 'env': like['env']}
 

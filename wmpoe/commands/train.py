@@ -91,6 +91,12 @@ def run(flags: absl_flags.FlagValues) -> int:
   runs.pin_encoder(description)
   mesh = common.mesh_of(flags)
   runs.check_mesh(mesh, description)
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which a custom kernel asks for
+    return _train(flags, description, mesh)
+
+
+def _train(
+    flags: absl_flags.FlagValues, description: dict[str, Any], mesh: jax.sharding.Mesh) -> int:
   task, options = runs.make_task(description), trainer.TrainConfig(**description['train'])
   rows = sharding.batch_rows(mesh, description['train']['batch_size'])
   batches = iter(runs.make_batches(

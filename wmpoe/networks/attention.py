@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmpoe.networks import splash
+
 KINDS = ('full', 'prefix', 'causal')
 _MASKED = -1e30  # added to the logit of what may not be seen
 
@@ -81,7 +83,8 @@ def attend(
     mask: Optional boolean [L S].
     implementation: 'head_major' (heads folded into the batch of a matmul; on XLA's CPU backend
       many times faster than attention over strided heads), 'dot_product_attention'
-      (`jax.nn.dot_product_attention`, which may use a fused kernel), or 'auto': the first on
+      (`jax.nn.dot_product_attention`, which may use a fused kernel), 'splash' (a TPU kernel that
+      keeps no logits in memory and skips masked blocks; see `splash`), or 'auto': the first on
       CPU, the second elsewhere.
 
   Returns:
@@ -98,10 +101,12 @@ def attend(
   if implementation == 'dot_product_attention':
     return jax.nn.dot_product_attention(
         query, key, value, mask=None if mask is None else jnp.asarray(mask)[None, None])
+  if implementation == 'splash':
+    return splash.attend(query, key, value, mask)
   if implementation != 'head_major':
     raise ValueError(
-        f'Unknown attention implementation {implementation!r}; expected auto, head_major or '
-        'dot_product_attention.')
+        f'Unknown attention implementation {implementation!r}; expected auto, head_major, '
+        'dot_product_attention or splash.')
   batch, length, heads, dim = query.shape
   fold = lambda x: x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], dim)
   logits = jnp.einsum(
