@@ -43,8 +43,10 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
 def _evaluator(
     task: Any, description: dict[str, Any], mesh: jax.sharding.Mesh, rows: Sequence[int]) -> Any:
   """Loss on held-out episodes: the same batches and keys at every call."""
+  layout = sharding.shardings(mesh, jax.eval_shape(task.init, jax.random.key(0)))
+  whole = sharding.whole_at_use(task.loss, layout)
   loss = jax.jit(
-      lambda params, batch, i: task.loss(params, batch, jax.random.fold_in(jax.random.key(1), i)),
+      lambda params, batch, i: whole(params, batch, jax.random.fold_in(jax.random.key(1), i)),
       out_shardings=sharding.replicated(mesh))
   iterator = iter(runs.make_batches(description, 'validation', seed=1, rows=rows))
   size = description['train']['batch_size']
