@@ -174,11 +174,11 @@ class Dreamer:
     session, model = self._awake, self._awake.model
     for name, memory in model.memories.items():
       if self._unwritten and hasattr(memory, 'fit'):
-        begun, (key, use) = time.perf_counter(), jax.random.split(session.key)
-        state, _ = arms.fit(
+        key, use = jax.random.split(session.key)
+        state, seconds = arms.fit(
             memory, session.state.memories[name], use[None], memory.writing.steps,
             lambda text, share: self._say(f'{text.replace("_", " ")}, {100 * share:.0f} %'))
-        self._write_ms = 1e3 * (time.perf_counter() - begun)
+        self._write_ms = 1e3 * seconds
         session = dataclasses.replace(session, key=key, state=dataclasses.replace(
             session.state, memories={**session.state.memories, name: state}))
     self._unwritten, self._awake = 0, session
