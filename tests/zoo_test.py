@@ -1,7 +1,6 @@
 """Tests of building experts from descriptions, and of the packaged ones."""
 
 import copy
-import dataclasses
 import importlib.util
 import math
 import pathlib
@@ -14,8 +13,6 @@ import pytest
 from wmpoe import packaged
 from wmpoe import zoo
 from wmpoe.commands import common
-from wmpoe.data import cards
-from wmpoe.data import episode
 from wmpoe.diffusion import samplers
 from wmpoe.diffusion import schedules
 from wmpoe.experts import composition
@@ -197,28 +194,3 @@ def test_a_file_that_does_not_fit_its_card_is_refused(tmp_path):
 def test_no_such_file(tmp_path):
   with pytest.raises(FileNotFoundError):
     zoo.load_expert(tmp_path / 'none.npz')
-
-
-def test_the_packaged_cards_observe_and_imagine():
-  world = zoo.load('cards', compose={'num_steps': 1})
-  assert set(world.memories) == set(zoo.EXPERTS) - {'base'}
-  memory = world.memories['long_term']
-  world = dataclasses.replace(world, memories={
-      **world.memories, 'long_term': dataclasses.replace(
-          memory, writing=dataclasses.replace(memory.writing, steps=1))})
-  sim = cards.simulate(0, cards.CardsConfig(), 'test', 'script')
-  whole = cards.to_episode(sim, cards.CardsConfig())
-  part = lambda start, stop: episode.Observation(*(
-      jnp.asarray(x[None, start:stop]) for x in (whole.frames, whole.actions, whole.poses)))
-  seen, then = part(0, 40), part(40, 40 + world.chunk)
-
-  @jax.jit
-  def run(key):
-    state = world.observe(world.init(1), seen, key)
-    return world.imagine(state, then.actions, then.poses, key)
-
-  state, frames = run(jax.random.key(0))
-  assert frames.shape == then.frames.shape
-  assert int(state.memories['long_term'].step[0]) == 1
-  error = np.mean((frames / 255.0 - then.frames / 255.0) ** 2)
-  assert error < 0.05, 'a trained model, not noise'

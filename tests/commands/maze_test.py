@@ -74,10 +74,6 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   assert done.code == 0, done.err
   card = packaged.card(tmp_path / 'cpu_spatial.npz')
   assert card['command'].startswith('python -m wmpoe train --config=configs/memory_maze.py:cpu_sp')
-  done = _train(wmpoe, 'cpu_short_term', cache, '--config.init_from=cpu_spatial.npz',
-                '--config.model.context=5')
-  assert done.code == 0, done.err
-
   done = _train(wmpoe, 'cpu_ssm', cache, '--config.init_from=cpu_spatial.npz',
                 '--config.model.context=5')
   assert done.code == 0, done.err

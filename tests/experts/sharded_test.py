@@ -1,6 +1,7 @@
 """Tests of compositions and memories on eight devices, in a process that has eight."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import subprocess
@@ -25,7 +26,16 @@ from wmpoe.experts import sharded
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
-def composed(batch=4, rule=composition.shared_base):
+_bind = jax.jit(expert.bind, static_argnames=('model', 'null'))
+
+
+def bind(model, params, query, **options):
+  """`expert.bind` as one program; of equal weights, which branches share, no copy is made."""
+  return dataclasses.replace(_bind(model, params, query, **options), params=params)
+
+
+@functools.cache
+def composed(batch=4):
   """Four networks of three architectures, one with adapters, six branches; one occurs twice."""
   net, other = small.model(), small.model(context=4, window=2, full_every=2, width=24)
   mapped = small.spatial_model().denoiser
@@ -34,26 +44,26 @@ def composed(batch=4, rule=composition.shared_base):
   adapters = jax.tree.map(
       lambda x: 0.1 * np.random.default_rng(5).normal(size=(batch, *x.shape)).astype(np.float32),
       adapters)
-  base = expert.bind(net, weights, query)
+  base = bind(net, weights, query)
   cells = np.random.default_rng(6).normal(size=(batch, 4, 4, 4)).astype(np.float32)
   past_cells, cells = cells[:, :2], cells[:, 2:]
-  bind_map = lambda *tokens: expert.bind(
+  bind_map = lambda *tokens: bind(
       mapped, small.params(mapped, 3), query, cells=tokens[0], context_cells=tokens[1])
-  long = expert.bind(other, small.params(other, 2), query)
+  long = bind(other, small.params(other, 2), query)
   return composition.compose(base, [
-      expert.Contrast(positive=long, negative=expert.bind(other, long.params, query, null=True),
+      expert.Contrast(positive=long, negative=bind(other, long.params, query, null=True),
                       weight=1.5),
-      expert.Contrast(positive=expert.bind(net, weights, query, lora=adapters), negative=None,
+      expert.Contrast(positive=bind(net, weights, query, lora=adapters), negative=None,
                       weight=np.linspace(0.2, 2.0, batch).astype(np.float32),
                       empty=np.arange(batch) == 1),
       expert.Contrast(positive=bind_map(cells, past_cells), negative=base, weight=0.7,
                       level=composition.Interval(high=1.0)),
-  ], rule)
+  ])
 
 
 @pytest.mark.parametrize('rule', composition.RULES)
 def test_every_rule_is_its_coefficients(rule):
-  denoiser = composed(2, composition.RULES[rule])
+  denoiser = dataclasses.replace(composed(2), rule=composition.RULES[rule])
   _, level = small.noisy(2, 2)
   shares = np.asarray(sharded.coefficients(denoiser, level))
   rng = np.random.default_rng(1)
