@@ -39,7 +39,7 @@ main() {
   [[ ${SLURM_JOB_ID-} ]] || die 'Not in a Slurm job: start it with sbatch, see --help.'
   [[ ${SLURM_GPUS_ON_NODE-} ]] || die 'The job has no GPUs: give --gpus-per-node=G to sbatch.'
   local first port code=0
-  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
   port=${PORT-$((20000 + SLURM_JOB_ID % 10000))}
   export WMPOE_COORDINATOR=$first:$port
   # jax gives the process with local index i the i-th GPU: each has to see all of its node.

@@ -1,6 +1,7 @@
 """Settings of the whole suite."""
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -13,6 +14,10 @@ import pytest
 # without its costly optimisations. One setting for all: programs compiled differently differ in
 # rounding, and tests of bit-identity compare runs of several processes.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+# Its older code generator compiles in three quarters of the time. A flag that another version does
+# not know would end every process.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_use_fusion_emitters=false'
 
 # What one process has compiled no other compiles again, nor does a process for its second jit of
 # the same program: pytest-xdist's workers and the processes that tests start inherit the folder,
