@@ -15,6 +15,9 @@ BIN := $(VENV)/bin
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 # Neighbours stay in one process, which shares what they compile and their fixtures.
 PYTEST_SPREAD := -n auto --dist worksteal
+# Laws that hold bit for bit are tested as everybody compiles; the rest compiles faster, see
+# tests/conftest.py.
+EXACT := tests/laws_test.py tests/world_model_test.py tests/experts tests/diffusion
 PYTEST_ARGS ?=
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
@@ -35,7 +38,9 @@ demo: $(VENV)/installed-demo
 	$(BIN)/python -m wmpoe demo
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_SPREAD) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_SPREAD) $(PYTEST_ARGS) $(EXACT)
+	WMPOE_FAST_COMPILE=1 $(BIN)/python -m pytest $(PYTEST_SPREAD) $(PYTEST_ARGS) \
+	  $(addprefix --ignore=,$(EXACT))
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
