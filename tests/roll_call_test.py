@@ -13,7 +13,7 @@ from wmpoe import roll_call
 class _Pod:
   """Members by process, and what they were told at the end."""
 
-  def __init__(self, processes, *, timeout=5.0, absent=()):
+  def __init__(self, processes, *, timeout=60.0, absent=()):
     with socket.create_server(('127.0.0.1', 0)) as found:
       self.address = found.getsockname()
     self.processes, self.timeout = processes, timeout
@@ -28,7 +28,7 @@ class _Pod:
 
   def open(self):
     """Waits until process 0 listens; returns a connection to it."""
-    return roll_call._connect(self.address, process=-1, timeout=5.0)
+    return roll_call._connect(self.address, process=-1, timeout=60.0)
 
   def together(self, function):
     """Calls `function(member, process)` for all at the same time; returns the futures."""
@@ -37,7 +37,7 @@ class _Pod:
 
   def leave(self):
     for left in self.together(lambda member, p: member.leave()):
-      left.result(5)
+      left.result(60)
     assert all(end.empty() for end in self.ends)
 
 
@@ -49,10 +49,10 @@ def _die(member):
 
 def test_they_join_agree_and_leave():
   pod = _Pod(3)
-  assert [m.result(5).facts['told by'] for m in pod.joining] == [0, 0, 0]
+  assert [m.result(60).facts['told by'] for m in pod.joining] == [0, 0, 0]
   for flags in ([0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 1]):
     asked = pod.together(lambda member, p, flags=flags: member.ask(f'{flags}', flags[p]))
-    assert [a.result(5) for a in asked] == [any(flags)] * 3
+    assert [a.result(60) for a in asked] == [any(flags)] * 3
   pod.leave()
 
 
@@ -60,7 +60,7 @@ def test_those_missing_are_named_to_those_that_came():
   pod = _Pod(4, timeout=0.5, absent=[1, 3])
   for joining in pod.joining:
     with pytest.raises(roll_call.MissingError) as error:
-      joining.result(5)
+      joining.result(60)
     assert f'2 of 4 processes joined within 0.5 s: 0 (host {socket.gethostname()}), 2' in str(
         error.value)
     assert 'missing: 1, 3. Check that every host runs the same command' in str(error.value)
@@ -71,7 +71,7 @@ def test_process_0_cannot_be_reached():
   with pytest.raises(roll_call.MissingError, match=(
       rf'Process 1 could not reach process 0 at 127.0.0.1:{pod.address[1]} within 0.3 s '
       r'\(Connection refused\). Check that process 0 is running')):
-    pod.joining[0].result(5)
+    pod.joining[0].result(60)
 
 
 def test_a_port_in_use_is_said():
@@ -85,12 +85,19 @@ def test_a_port_in_use_is_said():
     (2, 4, 'is one of 4 processes by its own count, but of 3 by that of process 0'),
     (3, 3, r'is none of 0 ... 2'),
 ])
-def test_who_does_not_belong_is_refused_and_the_others_go_on(process, processes, why):
+def test_who_does_not_belong_is_refused_and_the_others_go_on(
+    process, processes, why, monkeypatch):
+  rolls, make = [], roll_call._Roll
+  monkeypatch.setattr(
+      roll_call, '_Roll', lambda *args, **options: rolls.append(make(*args, **options)) or rolls[0])
   pod = _Pod(3, absent=[2])
   pod.open().close()
-  time.sleep(0.1)  # So that process 1 is there before its double.
+  until = time.monotonic() + 60
+  while 1 not in rolls[0]._members:  # So that process 1 is there before its double.
+    assert time.monotonic() < until
+    time.sleep(0.01)
   with pytest.raises(ValueError, match=why):
-    roll_call.Member(pod.address, process=process, processes=processes, timeout=5.0, on_end=print)
+    roll_call.Member(pod.address, process=process, processes=processes, timeout=60.0, on_end=print)
   pod.joining.append(pod.join(2))
   pod.leave()
 
@@ -108,13 +115,13 @@ def test_a_stranger_at_the_port_does_no_harm():
 @pytest.mark.parametrize('waiting', [False, True])
 def test_a_lost_process_ends_the_others_at_once(waiting):
   pod = _Pod(3)
-  members = [m.result(5) for m in pod.joining]
+  members = [m.result(60) for m in pod.joining]
   if waiting:
     for p in (0, 1):
       pod.pool.submit(members[p].ask, 'here', False)
   _die(members[2])
   for p in (0, 1):
-    end = pod.ends[p].get(timeout=5)
+    end = pod.ends[p].get(timeout=60)
     assert end.code == roll_call.TRY_AGAIN == 75
     assert end.message.startswith(f'Lost process 2 (host {socket.gethostname()}): its connection')
     assert 'run the same command again' in end.message
@@ -127,22 +134,22 @@ def test_the_loss_of_process_0_is_noticed():
   with socket.create_server(('127.0.0.1', 0)) as listener, futures.ThreadPoolExecutor() as pool:
     ends = queue.SimpleQueue()
     joining = pool.submit(
-        roll_call.Member, listener.getsockname(), process=1, processes=2, timeout=5.0,
+        roll_call.Member, listener.getsockname(), process=1, processes=2, timeout=60.0,
         on_end=ends.put)
     connection, _ = listener.accept()
     roll_call._send(connection, 'go', facts={'host': 'a'})
-    joining.result(5)
+    joining.result(60)
     connection.close()
-    assert ends.get(timeout=5).message.startswith('Lost process 0 (host a)')
+    assert ends.get(timeout=60).message.startswith('Lost process 0 (host a)')
 
 
 @pytest.mark.parametrize('failing', [0, 1])
 def test_an_error_of_one_ends_the_others_with_its_code(failing):
   pod = _Pod(3)
-  members = [m.result(5) for m in pod.joining]
+  members = [m.result(60) for m in pod.joining]
   members[failing].fail(roll_call.End(message='no such folder', code=2))
   for p in {0, 1, 2} - {failing}:
-    end = pod.ends[p].get(timeout=5)
+    end = pod.ends[p].get(timeout=60)
     assert end.code == 2
     assert end.message == (
         f'Process {failing} (host {socket.gethostname()}) ended with an error: no such folder')
@@ -151,11 +158,11 @@ def test_an_error_of_one_ends_the_others_with_its_code(failing):
 
 def test_waiting_ends_in_time_and_names_those_that_did_not_come():
   pod = _Pod(3)
-  members = [m.result(5) for m in pod.joining]
+  members = [m.result(60) for m in pod.joining]
   asked = [pod.pool.submit(members[p].ask, 'saved', False, timeout=0.3) for p in (0, 2)]
   for a in asked:
     with pytest.raises(TimeoutError, match=r"Waited in vain at 'saved' for 1 \(host "):
-      a.result(5)
+      a.result(60)
   pod.leave()
 
 
@@ -164,7 +171,7 @@ def test_processes_that_went_different_ways_do_not_wait_for_ever():
   for asked in pod.together(lambda member, p: member.ask(('saved', 'agreement 3')[p], False)):
     with pytest.raises(TimeoutError, match=(
         "at different places: process 0 at 'saved', process 1 at 'agreement 3'. They must")):
-      asked.result(5)
+      asked.result(60)
   members = [m.result() for m in pod.joining]
   members[1].leave()
   with pytest.raises(TimeoutError, match=r"process 0 at 'saved'; finished: 1 \(host "):
