@@ -29,6 +29,7 @@ from wmpoe.aot import report
 from wmpoe.aot import topologies
 from wmpoe.commands import common
 from wmpoe.commands import runs
+from wmpoe.evaluation import results
 from wmpoe.training import trainer
 
 _COMPOSED = ('short_term', 'spatial')
@@ -103,7 +104,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   rows = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(folder.glob('*.json'))]
   command = f'python -m wmpoe compile --topology={",".join(flags.topology)} ...'
   page = pathlib.Path(flags.page) if flags.page else folder / 'compile.md'
-  _write(page, report.page(rows, command))
+  results.write_atomic(page, report.page(rows, command).encode())
   print(report.table([row for found in done.values() for row in found]))
   if flags.compare:
     print('\nThe second config over the first:\n')
@@ -167,7 +168,7 @@ def _row(
     label, job = _job(flags, description, file, program, mesh)
     measured = programs.measure(job, where)
   row = {'config': label, 'attention': description['model']['implementation'], **measured}
-  _write(path, json.dumps(row, indent=2) + '\n')
+  results.write_atomic(path, (json.dumps(row, indent=2) + '\n').encode())
   return row
 
 
@@ -232,11 +233,3 @@ def _world(
       'long_term': compose['long_term'] if long_term else None}
   make = lambda params: zoo.build({n: (params[n], experts[n]) for n in experts}, compose)
   return jax.eval_shape(make, {name: zoo.shapes(d) for name, d in experts.items()})
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Writes whole files only."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'.{path.name}.partial')
-  partial.write_text(text, encoding='utf-8')
-  partial.replace(path)

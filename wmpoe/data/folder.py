@@ -187,6 +187,12 @@ def files(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
   return sorted(p for p in pathlib.Path(folder).iterdir() if _NAME.fullmatch(p.name))
 
 
+def report(paths: Sequence[pathlib.Path], bad: Mapping[pathlib.Path, str]) -> str:
+  """How many files are good, and every bad one by name with what is wrong."""
+  lines = [f'{len(paths)} episodes, {len(bad)} bad files left out']
+  return '\n'.join([*lines, *(f'  {message}' for message in bad.values())])
+
+
 class EpisodeFolder:
   """Random access to the episodes of a folder, for grain; each is validated when read."""
 

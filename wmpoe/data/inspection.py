@@ -108,8 +108,7 @@ class GoodEpisodes:
 
   def report(self) -> str:
     """How many files are good, and every bad one by name with what is wrong."""
-    lines = [f'{len(self.paths)} episodes, {len(self.bad)} bad files left out']
-    return '\n'.join([*lines, *(f'  {message}' for message in self.bad.values())])
+    return folder.report(self.paths, self.bad)
 
 
 class Statistics:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from wmpoe.data import episode
+from wmpoe.data import folder
 from wmpoe.data import npz
 
 ACTIONS = ('noop', 'forward', 'left', 'right', 'forward_left', 'forward_right')
@@ -275,8 +276,7 @@ class MazeFolder:
 
   def report(self) -> str:
     """How many files are good, and every bad one by name with what is wrong."""
-    lines = [f'{len(self.paths)} episodes, {len(self.bad)} bad files left out']
-    return '\n'.join([*lines, *(f'  {message}' for message in self.bad.values())])
+    return folder.report(self.paths, self.bad)
 
 
 def _files(

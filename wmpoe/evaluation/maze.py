@@ -72,6 +72,12 @@ class Problem:
     return np.concatenate(
         [self.pixels.frames[:, s:s + self.length] for s in self.starts], axis=1)
 
+  @property
+  def asked(self) -> np.ndarray:
+    """True poses [E T P] of the frames to imagine."""
+    return np.concatenate(
+        [self.pixels.poses[:, s:s + self.length] for s in self.starts], axis=1)
+
   def part(self, start: int, stop: int, *, poses: str = 'true') -> episode.Observation:
     """Encoded frames [start, stop) of all episodes; poses are 'true' or those of the 'odometry'."""
     seen = self.encoded
@@ -213,9 +219,8 @@ def following(
   seen = seen.reshape(episodes, places, task.length, *seen.shape[2:])
   first = np.stack([task.encoded.frames[:, s - 1] for s in task.starts], axis=1)
   before = np.concatenate([first[:, :, None], seen[:, :, :-1]], axis=2)
-  match = jax.jit(lambda a, b: network.apply({'params': params}, a, b, method='match')[0])
   moved = np.stack([
-      match(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))
+      _matched(network, params, a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))
       for a, b in zip(before, seen, strict=True)])  # [E T 3]
   poses, found = task.pixels.poses, {}
   told = np.concatenate([memory_maze.relative_pose(
@@ -227,6 +232,13 @@ def following(
     weight = np.square(command).sum(axis=1)
     found[name] = (command * moved[..., axis]).sum(axis=1) / np.maximum(weight, 1e-9), weight
   return found
+
+
+@functools.partial(jax.jit, static_argnames='network')
+def _matched(network: odometry_lib.Odometry, params: Any, first: jax.Array, second: jax.Array
+             ) -> jax.Array:
+  """Motion [N 3] between pictures [N h w C]; compiled once for all arms."""
+  return network.apply({'params': params}, first, second, method='match')[0]
 
 
 def copies(task: Problem) -> dict[str, np.ndarray]:
@@ -244,8 +256,7 @@ def copies(task: Problem) -> dict[str, np.ndarray]:
   out['copy_mean'] = np.repeat(mean, count, axis=1)
   if not task.planar:
     return out
-  asked = np.concatenate([poses[:, s:s + task.length] for s in task.starts], axis=1)
-  relative = memory_maze.relative_pose(poses[:, None, :task.history], asked[:, :, None])
+  relative = memory_maze.relative_pose(poses[:, None, :task.history], task.asked[:, :, None])
   cost = np.square(relative[..., :2]).sum(-1) + np.square(relative[..., 2] / 0.6)
   nearest = cost.argmin(axis=2)  # [E T]
   out['copy_pose'] = np.take_along_axis(past, nearest[..., None, None, None], axis=1)
@@ -296,8 +307,7 @@ def maps(
     count: How many maps.
   """
   gain = metrics.direction(metric) * (scores[arm] - scores['base']).mean(axis=0)
-  poses = task.pixels.poses
-  asked = np.concatenate([poses[:, s:s + task.length] for s in task.starts], axis=1)
+  poses, asked = task.pixels.poses, task.asked
   kind = np.where(task.revisited, 2, np.where(task.unseen, 0, 1))
   return [{
       'title': f'Episode {task.names[index]}', 'metric': metric, 'arm': arm,

@@ -193,6 +193,12 @@ class Composed:
 
   def combine(self, estimates: Sequence[jax.Array], logsnr: jax.Array) -> jax.Array:
     """The composed estimate out of those of all branches, each [B T H W C], at logsnr [B T]."""
+    return self.rule(*self.terms(estimates, logsnr))
+
+  def terms(
+      self, estimates: Sequence[jax.Array], logsnr: jax.Array
+  ) -> tuple[jax.Array | None, list[Term]]:
+    """What the rule is given for them: the base's estimate, and one term for each contrast."""
     remaining = iter(estimates)
     base = None if self.base is None else next(remaining)
     terms = []
@@ -210,7 +216,7 @@ class Composed:
       if contrast.level is not None:
         weight = weight * contrast.level(logsnr)
       terms.append((positive, negative, predictions.expand(weight, positive)))
-    return self.rule(base, terms)
+    return base, terms
 
 
 def compose(

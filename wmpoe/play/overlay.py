@@ -28,7 +28,7 @@ def strength(
   asked once.
 
   Args:
-    model: Its weights are counted in.
+    model: With at least one memory; its weights are counted in.
     state: Before the frames.
     observation: The frames drawn, uint8 [B T H W 3], with their actions and poses.
     key: Of the noise.
@@ -40,25 +40,14 @@ def strength(
   keys = jax.random.split(key, observation.actions.shape[0])
   query = expert.Query(
       recent=state.recent, actions=encoded.actions, poses=encoded.poses, key=keys)
-  base = model.base.read(query)
-  query = dataclasses.replace(query, base=base)
-  contrasts = {n: memory.read(state.memories[n], query) for n, memory in model.memories.items()}
+  # Who pulls where is a matter of contrasts, whatever rule adds them up.
+  composed: Any = dataclasses.replace(
+      model, rule=composition.shared_base, with_base=True).denoiser(state, query)
   clean = model.base.model.codec.encode(encoded.frames)
   logsnr = jnp.full(clean.shape[:2], LOGSNR)
   alpha, sigma = schedules.alpha_sigma(predictions.expand(logsnr, clean))
   noisy = alpha * clean + sigma * jax.random.normal(key, clean.shape)
-  branches: list[Any] = [base]
-  for contrast in contrasts.values():
-    branches += [contrast.positive] + [contrast.negative] * (contrast.negative is not None)
-  estimates = iter(composition.evaluate(branches, noisy, logsnr))
-  own, out, levels = next(estimates), {}, dict(model.levels)
-  for name, contrast in contrasts.items():
-    positive = next(estimates)
-    negative = own if contrast.negative is None else next(estimates)
-    weight = jnp.asarray(contrast.weight, jnp.float32) * jnp.ones(logsnr.shape)
-    if contrast.empty is not None:
-      weight = jnp.where(contrast.empty[:, None], 0.0, weight)
-    if name in levels:
-      weight = weight * levels[name](logsnr)
-    out[name] = weight[..., None, None] * jnp.linalg.norm(positive - negative, axis=-1)
-  return out
+  _, terms = composed.terms(composition.evaluate(composed.branches(), noisy, logsnr), logsnr)
+  return {
+      name: jnp.linalg.norm(weight * (positive - negative), axis=-1)
+      for name, (positive, negative, weight) in zip(model.memories, terms, strict=True)}

@@ -16,12 +16,18 @@ from wmpoe.session import memory_file
 
 HOW = (*lora.COMBINED, 'rewrite')
 
+
+def _part(path: str) -> str:
+  """The part of a state that a leaf belongs to: of a memory, name and field."""
+  steps = path.split('/')
+  return '/'.join(steps[1:3] if steps[0] == 'memories' else steps[:1])
+
+
 def sizes(leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
   """Bytes in memory of each part of a file's state, by the first three steps of the path."""
   out: dict[str, int] = {}
   for path, leaf in leaves.items():
-    steps = path.split('/')
-    part = '/'.join(steps[1:3] if steps[0] == 'memories' else steps[:1])
+    part = _part(path)
     out[part] = out.get(part, 0) + leaf.nbytes
   return out
 
@@ -41,8 +47,7 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> dict[
           if card[name] != other.get(name)}
   squares: dict[str, Any] = {}
   for path in sorted({*one, *two}):
-    steps = path.split('/')
-    part = '/'.join(steps[1:3] if steps[0] == 'memories' else steps[:1])
+    part = _part(path)
     x, y = one.get(path), two.get(path)
     change, size = squares.get(part) or (0.0, 0.0)
     if x is None or y is None or x.shape != y.shape or squares.get(part, ()) is None:
