@@ -93,6 +93,9 @@ def test_following_is_one_for_what_moves_as_told_and_zero_for_what_stands():
   np.testing.assert_allclose(slopes(picture[None, 4:]), 1.0, atol=1e-5)
   np.testing.assert_allclose(slopes(picture[None, 4:], gain=0.5), 0.5, atol=1e-5)
   np.testing.assert_allclose(slopes(picture[None, [3, 3, 5, 5]]), 0.0, atol=1e-5)
+  walked = read[[3, 3, 5, 5]] + np.array([1.0, 2.0, 1.0, 2.0])[:, None] * [0.15, 0.0, 0.0]
+  walks_on = np.broadcast_to(walked[:, None, None], (4, 4, 4, 3)).astype(np.float32)
+  np.testing.assert_allclose(slopes(walks_on[None]), 0.0, atol=1e-5)
 
 
 def test_maps_say_where_the_arm_was_better(task):
