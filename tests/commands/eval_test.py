@@ -1,8 +1,10 @@
+import functools
 import json
 
 import pytest
 
 from wmpoe import zoo
+from wmpoe.evaluation import recall
 from wmpoe.evaluation import results
 
 
@@ -43,6 +45,41 @@ def test_steps_draws_recall_against_steps_and_seconds(wmpoe, tiny, tmp_path, mon
   assert list(out['arms']) == ['base', 'long_term_1', 'long_term_2']
   assert [curve['xlabel'] for curve in out['curves']] == ['inner steps', 'seconds per episode']
   assert out['curves'][0]['series']['long_term']['x'] == [0, 1, 2]
+
+
+@pytest.mark.parametrize('protocol', ['recall', 'steps'])
+def test_a_run_that_is_stopped_goes_on_with_the_next_seed(
+    wmpoe, tiny, tmp_path, monkeypatch, protocol):
+  monkeypatch.setattr(zoo, 'load', lambda name, compose: tiny.world('long_term'))
+  flags = f'--protocol={protocol}', '--steps=1,2', '--seeds=2'
+  measured, measure = [], recall.measure
+
+  def counted(*args, stop=False):
+    measured.append(1)
+    if stop and len(measured) > whole // 2:  # in the second seed
+      raise KeyboardInterrupt
+    return measure(*args)
+
+  def numbers():
+    out = json.loads((tmp_path / 'there' / f'{protocol}.json').read_text())
+    return {name: {m: x['mean'] for m, x in arm.items() if '_ms_' not in m}
+            for name, arm in {**out['arms'], **out['controls']}.items()}
+
+  monkeypatch.setattr(recall, 'measure', counted)
+  assert _evaluate(wmpoe, tiny, *flags).code == 0
+  undisturbed, whole = numbers(), len(measured)
+  (tmp_path / 'there' / f'{protocol}.json').unlink()
+
+  measured.clear()
+  monkeypatch.setattr(recall, 'measure', functools.partial(counted, stop=True))
+  assert _evaluate(wmpoe, tiny, *flags).code != 0
+  assert not (tmp_path / 'there' / f'{protocol}.json').exists()
+  measured.clear()
+  monkeypatch.setattr(recall, 'measure', counted)
+  done = _evaluate(wmpoe, tiny, *flags)
+  assert done.code == 0 and 'a run that was stopped left 1 measured part(s) in there/.' in done.err
+  assert len(measured) == whole // 2 and numbers() == undisturbed
+  assert not list((tmp_path / 'there').glob('.*')), 'nothing is left behind'
 
 
 @pytest.mark.parametrize(('flags', 'message'), [

@@ -11,6 +11,7 @@ from tests import small
 from wmpoe import world_model
 from wmpoe.data import episode
 from wmpoe.evaluation import arms
+from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_protocols
 from wmpoe.evaluation import results
@@ -150,6 +151,16 @@ def test_rank_writes_less_into_less(study):
   assert size('rank_2_history_8') == pytest.approx(2 * size('rank_1_history_8'))
   with pytest.raises(ValueError, match='needs a long-term memory'):
     run('rank', only(study, 'short_term'))
+
+
+@pytest.mark.parametrize('protocol', ['context', 'streaming'])
+def test_what_is_kept_is_not_measured_again(study, tmp_path, monkeypatch, protocol):
+  kept = kept_lib.Kept(tmp_path / 'parts')
+  chosen = dataclasses.replace(only(study), kept=kept)
+  first = run(protocol, chosen)
+  assert kept.parts() == (2 if protocol == 'streaming' else 2 * len(SETTING['contexts']))
+  monkeypatch.setattr(maze_arms, 'score', None)
+  assert run(protocol, chosen)['arms'] == first['arms']
 
 
 def test_streaming_parts_ways_after_the_first_round(study):

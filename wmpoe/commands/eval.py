@@ -14,7 +14,7 @@ several places further on, split into those seen long ago and those never seen; 
 with and without theirs; context and rank: by length of the history and by LoRA rank; streaming:
 rounds of write, imagine, append.
 Episodes of the test split are reported; those of --split=validation, or of another --source, are
-for choosing anything.
+for choosing anything. A run that is stopped goes on, seed by seed, by the same command.
 """
 
 from collections.abc import Sequence
@@ -34,6 +34,7 @@ from wmpoe.commands import own_data
 from wmpoe.commands import runs
 from wmpoe.data import spaces
 from wmpoe.evaluation import curves
+from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_baselines
@@ -111,50 +112,70 @@ def run(flags: absl_flags.FlagValues) -> None:
   command = ' '.join(['python -m wmpoe', *sys.argv[1:]])
   facts = {key: description[key] for key in ('env', 'compose')}
   measure = _cards if name == 'cards' else _maze
-  body, strips, about = measure(protocol, model, description, flags)
+  body, strips, about, kept = measure(protocol, model, description, flags, folder)
   if not multihost.is_main():  # It measured the same, and process 0 writes it.
     return
   out = results.make(
       results.meta(command, {**facts, **about}, seeds=list(range(flags.seeds)),
-                   seconds=time.monotonic() - begun), **body)
+                   seconds=time.monotonic() - begun + kept.seconds), **body)
   path = results.write(folder / f'{protocol}.json', out)
   page = report.render(
       out, folder, strips=strips, title=f'{_TITLES[name]}: {protocol}', name=f'{protocol}.html')
+  kept.clear()
   print(report.terminal_table(out))
   print(f'\nwrote {path} and {pathlib.Path(page)}; next: open {page}')
 
 
+def _keep(
+    folder: pathlib.Path, protocol: str, description: dict[str, Any],
+    flags: absl_flags.FlagValues, arrays: Any,
+) -> kept_lib.Kept:
+  """Where this measurement is kept until its result is written; says so if it goes on."""
+  facts = results.meta(protocol, description, seeds=[], seconds=0.0)
+  chosen = {name: flags[name].value for name in ('split', 'metrics', 'steps')}
+  name = kept_lib.fingerprint([facts, chosen], arrays)
+  kept = kept_lib.Kept(folder / f'.{protocol}-{name}', writes=multihost.is_main())
+  if kept.parts():
+    print(f'going on: a run that was stopped left {kept.parts()} measured part(s) in '
+          f'{kept.folder}', file=sys.stderr)
+  return kept
+
+
 def _cards(
     protocol: str, model: world_model.WorldModel, description: dict[str, Any],
-    flags: absl_flags.FlagValues,
-) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-  """Measures a protocol of Memory Cards: what `results.make` takes, film strips, facts."""
+    flags: absl_flags.FlagValues, folder: pathlib.Path,
+) -> tuple[dict[str, Any], Any, dict[str, Any], kept_lib.Kept]:
+  """A protocol of Memory Cards: what `results.make` takes, film strips, facts, what is kept."""
   env = zoo.environment(description['env'])
   task = recall.problem(env, range(flags.episodes), split=flags.split, chunk=model.chunk)
   seeds = list(range(flags.seeds))
+  kept = _keep(folder, protocol, description, flags, (model, task.history))
+  left = len(kept.missing(f'seed {seed}' for seed in seeds))
   body: dict[str, Any] = {'references': {'recall': {'chance': 1 / env.symbols}}}
   strips = None
   if protocol == 'recall':
-    progress = common.Progress(recall.stages(model, len(seeds)))
-    measured, arms, controls = recall.protocol(model, task, seeds=seeds, progress=progress)
+    progress = common.Progress(recall.stages(model, left))
+    measured, arms, controls = recall.protocol(
+        model, task, seeds=seeds, progress=progress, kept=kept)
     body |= {'arms': arms, 'controls': controls}
     strips = recall.strips(task, measured)
   else:
     if 'long_term' not in model.memories:
       raise ValueError('The protocol steps needs a long-term memory; this model has none.')
     steps = [int(s) for s in flags.steps]
-    progress = common.Progress(len(seeds) * len(steps) + 1)
-    summary, drawn = curves.steps(model, task, steps=steps, seeds=seeds, progress=progress)
+    progress = common.Progress(left * len(steps) + 1)
+    summary, drawn = curves.steps(
+        model, task, steps=steps, seeds=seeds, progress=progress, kept=kept)
     body |= {'arms': summary, 'controls': {}, 'curves': drawn}
   progress.done()
-  return body, strips, {'split': flags.split, 'episodes': flags.episodes}
+  return body, strips, {'split': flags.split, 'episodes': flags.episodes}, kept
 
 
 def _maze(
     protocol: str, model: world_model.WorldModel, description: dict[str, Any],
-    flags: absl_flags.FlagValues,
-) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-  """Measures a protocol of a maze or own data: what `results.make` takes, film strips, facts."""
+    flags: absl_flags.FlagValues, folder: pathlib.Path,
+) -> tuple[dict[str, Any], Any, dict[str, Any], kept_lib.Kept]:
+  """A protocol of a maze or own data: what `_cards` returns."""
   if not flags.source:
     raise ValueError(
         'Give the folder of held-out Memory Maze episodes, for instance --source=data/maze/test '
@@ -182,6 +203,9 @@ def _maze(
       print(f'left out, as there are no weights that fit: {", ".join(facts["left_out"])}. Give '
             'them with --config.protocol.baselines.NAME=FILE.npz; python -m wmpoe train makes '
             'them.', file=sys.stderr)
+  seen = [(item.frames, item.actions, item.poses) for item in episodes]
+  kept = _keep(
+      folder, protocol, description, flags, (model, baselines, odometry and odometry[1], seen))
   body, strips = maze_protocols.PROTOCOLS[protocol](maze_protocols.Study(
       model=model, episodes=episodes,
       latents=[runs.in_pieces(encode, item.frames) if encode else item.frames
@@ -189,8 +213,8 @@ def _maze(
       setting=setting, planar=not own or env.poses.kind == 'planar',
       view=own_data.view(description) if own else maze.MAZE_VIEW,
       seeds=list(range(flags.seeds)), measures=maze_arms.measures(flags.metrics),
-      odometry=odometry, progress=common.Progress, baselines=baselines))
+      odometry=odometry, progress=common.Progress, baselines=baselines, kept=kept))
   return body, strips or None, {
       'source': flags.source, 'episodes': count, 'protocol': setting,
       'poses': 'true, but for arms that end in _odometry' if model.pose_dim else 'none', **facts,
-      **body.pop('about', {})}
+      **body.pop('about', {})}, kept

@@ -19,6 +19,7 @@ import numpy as np
 from wmpoe import world_model
 from wmpoe.evaluation import arms as arms_lib
 from wmpoe.evaluation import comparisons
+from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import lpips
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import metrics
@@ -153,16 +154,20 @@ def run(
     measures: Mapping[str, Metric],
     progress: arms_lib.Progress,
     copies: bool = True,
+    label: str = '',
+    kept: kept_lib.Kept = kept_lib.NOWHERE,
 ) -> dict[str, Measured]:
-  """Writes the histories and measures every arm for every seed, and the copies if asked to."""
+  """Writes the histories and measures every arm for every seed, and the copies if asked to.
+
+  Seeds that are `kept`, under their number and the label, are not measured again.
+  """
   history = jax.tree.map(jnp.asarray, task.part(0, task.history))
   estimated = _estimated(arms)
   copied = maze.copies(task) if copies else {}
-  names, per_seed = [*arms, *copied], []
-  cost: dict[str, list] = {name: [] for name in names}
-  pictures: dict[str, np.ndarray] = {}
-  for index, seed in enumerate(seeds):
-    key = jax.random.key(seed)
+  names = [*arms, *copied]
+
+  def measure(seed: int) -> kept_lib.Found:
+    key, first = jax.random.key(seed), seed == seeds[0]
     say = arms_lib.prefixed(progress, f'seed {seed}: ')
     own, mixed, wrote = arms_lib.write_own_and_shuffled(
         model, history, arms=list(arms.values()), seed=seed, say=say)
@@ -172,25 +177,29 @@ def run(
           model.compose('base', *estimated),
           jax.tree.map(jnp.asarray, task.part(0, task.history, poses='odometry')),
           jax.random.fold_in(key, 0), arms_lib.prefixed(say, 'estimated poses, '))
-    frames = {}
+    shown, cost = [], []
     for done, (name, arm) in enumerate(arms.items()):
       source = lost if arm.poses == 'odometry' else own
-      frames[name], read = imagine(
+      frames, read = imagine(
           model, task, arm, arms_lib.memories_of(arm, source, mixed), jax.random.fold_in(key, 1))
-      cost[name].append((
+      shown.append(frames)
+      cost.append((
           sum(wrote[m] for m in arm.memories) / task.history, read,
           sum(memory_bytes(own.memories[m]) for m in arm.memories)))
       say(f'imagining {name}', (done + 1) / len(arms))
-    if not index:
-      pictures = frames | copied
-    shown = list(frames.values()) + (list(copied.values()) if not index else [])
-    per_seed.append(score(np.stack(shown), task.truth, measures, say))
+    pictures = np.stack(shown + (list(copied.values()) if first else []))
+    out = {'scores': score(pictures, task.truth, measures, say), 'cost': np.array(cost)}
+    return {**out, 'frames': pictures} if first else out
+
+  per_seed = [kept.once(f'{label}seed {seed}', functools.partial(measure, seed)) for seed in seeds]
+  cost = dict(zip(arms, np.mean([found['cost'] for found in per_seed], axis=0), strict=True))
   measured = {}
   for at, name in enumerate(names):
-    spent = np.mean(cost[name], axis=0) if cost[name] else (0.0, 0.0, 0.0)
+    spent = cost.get(name, (0.0, 0.0, 0.0))
+    scores = [found['scores'] for found in per_seed]
     measured[name] = Measured(
-        scores={m: np.stack([s[m][at] for s in per_seed if at < len(s[m])]) for m in measures},
-        frames=pictures[name], write_ms_per_frame=float(spent[0]),
+        scores={m: np.stack([s[m][at] for s in scores if at < len(s[m])]) for m in measures},
+        frames=per_seed[0]['frames'][at], write_ms_per_frame=float(spent[0]),
         read_ms_per_frame=float(spent[1]), memory_bytes=float(spent[2]))
   return measured
 

@@ -23,6 +23,7 @@ from wmpoe import world_model
 from wmpoe.data import episode
 from wmpoe.evaluation import arms as arms_lib
 from wmpoe.evaluation import film
+from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import results
@@ -46,6 +47,7 @@ class Study:
     planar: Whether poses are (x, y, heading).
     view: Of the camera, see `maze.Problem`.
     progress: Makes a progress display out of the number of stages.
+    kept: Where what is measured is kept, seed by seed, until the result is written.
   """
 
   model: world_model.WorldModel
@@ -59,6 +61,7 @@ class Study:
   baselines: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   planar: bool = True
   view: tuple[float, float] | None = maze.MAZE_VIEW
+  kept: kept_lib.Kept = kept_lib.NOWHERE
 
   @property
   def memories(self) -> tuple[str, ...]:
@@ -260,36 +263,35 @@ def streaming(study: Study) -> Outcome:
   standard = study.arms()
   chosen = {name: arm for name, arm in standard.items()
             if len(arm.memories) < 2 or name in ('short_term+long_term', 'all')}
-  progress = study.progress(len(study.seeds) * (2 * len(chosen) + 1))
-  shown: dict[str, np.ndarray] = {}
-  scores: list[dict[str, np.ndarray]] = []
-  for seed in study.seeds:
+  labels = [f'{name}_{appended}' for name in chosen for appended in ('true', 'imagined')]
+  left = study.kept.missing(f'seed {seed}' for seed in study.seeds)
+  progress = study.progress(len(left) * (len(labels) + 1))
+
+  def measure(seed: int) -> kept_lib.Found:
     say = arms_lib.prefixed(progress, f'seed {seed}: ')
-    frames = {}
-    for name, arm in chosen.items():
-      for appended in ('true', 'imagined'):
-        label = f'{name}_{appended}'
-        frames[label] = _stream(
-            arm.of(model), task, own=appended == 'imagined', key=jax.random.key(seed),
-            progress=functools.partial(say, f'streaming {label}'))
-    scores.append(maze_arms.score(
-        np.stack(list(frames.values())), task.truth, study.measures, say))
-    shown = shown or frames
+    frames = np.stack([
+        _stream(arm.of(model), task, own=own, key=jax.random.key(seed), progress=functools.partial(
+            say, f'streaming {name}, {"own" if own else "true"} frames appended'))
+        for name, arm in chosen.items() for own in (False, True)])
+    return {'frames': frames, **maze_arms.score(frames, task.truth, study.measures, say)}
+
+  found = [study.kept.once(f'seed {seed}', functools.partial(measure, seed))
+           for seed in study.seeds]
   progress.done()
   measured = {
       name: maze_arms.Measured(
-          scores={m: np.stack([s[m][at] for s in scores]) for m in study.measures},
-          frames=shown[name]) for at, name in enumerate(shown)}
+          scores={m: np.stack([one[m][at] for one in found]) for m in study.measures},
+          frames=found[0]['frames'][at]) for at, name in enumerate(labels)}
   summaries = {
       name: {m: results.bootstrap(x, seed=0) for m, x in maze_arms.per_episode(
-          found, task, split=False)[0].items()} for name, found in measured.items()}
+          one, task, split=False)[0].items()} for name, one in measured.items()}
   series: dict[str, list] = {name: [] for name in measured}
   for index in range(rounds):
     there = slice(index * length, (index + 1) * length)
-    for name, found in measured.items():
+    for name, one in measured.items():
       series[name].append({
           m: results.bootstrap(x[:, :, there].mean(axis=2).T, seed=0)
-          for m, x in found.scores.items()})
+          for m, x in one.scores.items()})
   return {
       'arms': summaries, 'controls': {},
       'curves': _curves(study, series, list(range(1, rounds + 1)), 'round'),
@@ -359,10 +361,11 @@ def _run(
     study: Study, model: world_model.WorldModel, task: maze.Problem,
     arms: Mapping[str, arms_lib.Arm], *, copies: bool = False, label: str = '',
 ) -> dict[str, maze_arms.Measured]:
-  progress = study.progress(maze_arms.stages(model, arms, len(study.seeds)))
+  seeds = study.kept.missing(f'{label}seed {seed}' for seed in study.seeds)
+  progress = study.progress(maze_arms.stages(model, arms, len(seeds)))
   measured = maze_arms.run(
       model, task, arms=arms, seeds=study.seeds, measures=study.measures, copies=copies,
-      progress=arms_lib.prefixed(progress, label))
+      progress=arms_lib.prefixed(progress, label), label=label, kept=study.kept)
   progress.done()
   return measured
 

@@ -6,6 +6,7 @@ chance was remembered. Controls: no memory (the base), another episode's memory,
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from wmpoe.data import cards
 from wmpoe.data import episode
 from wmpoe.evaluation import arms as arms_lib
 from wmpoe.evaluation import film
+from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import metrics
 from wmpoe.evaluation import results
 
@@ -130,8 +132,8 @@ def measure(
     task: Problem,
     arm: arms_lib.Arm,
     key: jax.Array,
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, float]:
-  """Imagines one arm from the memories in `state`; scores, PSNR [E], frames, ms per frame."""
+) -> kept_lib.Found:
+  """Imagines one arm from the memories in `state`: 'scores', 'psnr' [E], 'frames', 'read_ms'."""
   future = task.new if arm.new_order else task.same
   memories = {name: state.memories[name] for name in arm.memories}
   composed = model.compose('base', *arm.memories)
@@ -141,8 +143,9 @@ def measure(
   frames = np.asarray(frames)
   scores = metrics.card_recall(
       frames, future.frame, tile=future.tile, cards=task.cards, templates=task.templates)
-  quality = metrics.psnr(frames, future.truth.frames).mean(axis=1)
-  return scores, quality, frames, 1e3 * seconds / (frames.shape[0] * frames.shape[1])
+  return {
+      'scores': scores, 'psnr': metrics.psnr(frames, future.truth.frames).mean(axis=1),
+      'frames': frames, 'read_ms': 1e3 * seconds / (frames.shape[0] * frames.shape[1])}
 
 
 def run(
@@ -152,21 +155,24 @@ def run(
     arms: Mapping[str, arms_lib.Arm],
     seeds: Sequence[int],
     progress: arms_lib.Progress,
+    kept: kept_lib.Kept = kept_lib.NOWHERE,
 ) -> dict[str, Measured]:
-  """Writes and imagines every arm for every seed."""
-  collected: dict[str, list] = {name: [] for name in arms}
-  for seed in seeds:
-    key = jax.random.key(seed)
+  """Writes and imagines every arm for every seed that is not kept."""
+  def one(seed: int) -> kept_lib.Found:
+    key, found = jax.random.key(seed), {}
     say = arms_lib.prefixed(progress, f'seed {seed}: ')
     state, mixed, cost = arms_lib.write_own_and_shuffled(
         model, task.history, arms=list(arms.values()), seed=seed, say=say)
     for done, (name, arm) in enumerate(arms.items()):
       source = dataclasses.replace(
           state, memories=arms_lib.memories_of(arm, state, mixed))
-      out = measure(model, source, task, arm, jax.random.fold_in(key, 1))
-      collected[name].append((*out, sum(cost[m] for m in arm.memories)))
+      found[name] = measure(model, source, task, arm, jax.random.fold_in(key, 1))
+      found[name]['write_ms'] = sum(cost[m] for m in arm.memories)
       say(f'imagining {name}', (done + 1) / len(arms))
-  return {name: stack(rows, task, arms[name]) for name, rows in collected.items()}
+    return found
+
+  found = [kept.once(f'seed {seed}', functools.partial(one, seed)) for seed in seeds]
+  return {name: stack([each[name] for each in found], task, arm) for name, arm in arms.items()}
 
 
 def protocol(
@@ -175,6 +181,7 @@ def protocol(
     *,
     seeds: Sequence[int],
     progress: arms_lib.Progress,
+    kept: kept_lib.Kept = kept_lib.NOWHERE,
 ) -> tuple[dict[str, Measured], dict[str, Any], dict[str, Any]]:
   """The whole recall protocol: every standard arm and control of the model's memories.
 
@@ -183,7 +190,7 @@ def protocol(
   """
   memories = tuple(model.memories)
   arms, controls = standard_arms(memories), arms_lib.standard_controls(memories)
-  measured = run(model, task, arms={**arms, **controls}, seeds=seeds, progress=progress)
+  measured = run(model, task, arms={**arms, **controls}, seeds=seeds, progress=progress, kept=kept)
   window = model.memories['short_term'].model.context if 'short_term' in memories else None
   summary = {name: summarize(m, window=window) for name, m in measured.items()}
   return measured, {k: summary[k] for k in arms}, {k: summary[k] for k in controls}
@@ -196,14 +203,14 @@ def stages(model: world_model.WorldModel, seeds: int) -> int:
   return seeds * (len(arms) + len(controls) + 2 * len(memories))
 
 
-def stack(rows: list, task: Problem, arm: arms_lib.Arm) -> Measured:
-  """Gathers one arm's rows, one per seed: what `measure` returns and the writing cost."""
-  scores, quality, frames, read, wrote = zip(*rows, strict=True)
+def stack(rows: Sequence[kept_lib.Found], task: Problem, arm: arms_lib.Arm) -> Measured:
+  """Gathers one arm's rows, one per seed: what `measure` returns and 'write_ms' per episode."""
   return Measured(
-      scores={k: np.stack([s[k] for s in scores]) for k in scores[0]},
-      psnr=np.stack(quality), frames=frames[0],
+      scores={k: np.stack([row['scores'][k] for row in rows]) for k in rows[0]['scores']},
+      psnr=np.stack([row['psnr'] for row in rows]), frames=rows[0]['frames'],
       age=(task.new if arm.new_order else task.same).age,
-      write_ms_per_episode=float(np.mean(wrote)), read_ms_per_frame=float(np.mean(read)))
+      write_ms_per_episode=float(np.mean([row['write_ms'] for row in rows])),
+      read_ms_per_frame=float(np.mean([row['read_ms'] for row in rows])))
 
 
 def summarize(measured: Measured, *, window: int | None = None) -> dict[str, dict[str, float]]:
