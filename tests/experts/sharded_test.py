@@ -106,6 +106,8 @@ def _experts_side_by_side():
   [combined] = step.collectives
   assert (combined.kind, combined.times, combined.group) == ('all-reduce', 1, 4), combined
   assert combined.bytes == 2 * 2 * np.prod(small.FRAME) * 4  # two episodes of two frames
+  sent = hlo.read(spread.as_text(), 8).collectives  # and laying out what devices need sends nothing
+  assert [(each.kind, each.times) for each in sent] == [('all-reduce', 2)], sent
 
 
 def _memories_over_episodes():

@@ -3,10 +3,12 @@
 Every rule adds estimates with coefficients that depend on weights and noise levels alone,
 `eps = sum_i c_i eps_i`. So a device evaluates its own branches, adds them up with their
 coefficients, and one all-reduce over 'expert' adds up the devices. Branches may be different
-networks: what a device needs of its own (weights, cached keys, adapters) lies packed in one row of
-a buffer [K ...] that is spread over 'expert', and no device holds another's.
+networks: what a device needs of its own (weights, cached keys, adapters) lies in its rows of arrays
+[K ...] that are spread over 'expert', one array for each shape and dtype that occurs, as often as
+the device that has most of them. They are used as they lie: a denoising step moves nothing about.
 """
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -22,22 +24,14 @@ from wmpoe.diffusion import predictions
 from wmpoe.experts import composition
 from wmpoe.experts import expert
 
-_LANES = 128  # packed rows are as wide as a TPU's registers
 P = jax.sharding.PartitionSpec
 
-
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-  """Where a leaf lies in its device's rows: first row, shape (of one episode), dtype."""
-
-  of_episodes: bool
-  start: int
-  shape: tuple[int, ...]
-  dtype: Any
-
-
-# Of one device: for each branch its slots in the composition, its tree and its leaves' places.
-_Branches = tuple[tuple[tuple[int, ...], Any, tuple[_Piece, ...]], ...]
+# Where a leaf lies: among what has an episode axis or not, and at which place there.
+_Where = tuple[bool, int]
+# What becomes one array: of each device a leaf or None.
+_Rows = list[Any]
+# Of one device: for each branch its slots in the composition, its tree and where its leaves lie.
+_Branches = tuple[tuple[tuple[int, ...], Any, tuple[_Where, ...]], ...]
 
 
 @struct.dataclass
@@ -45,15 +39,15 @@ class Sharded:
   """A denoiser like the composition it was made from; see `shard`.
 
   Attributes:
-    shared: What does not depend on the episode, packed [K rows 128].
-    own: What does [K B rows 128].
+    shared: What does not depend on the episode, each [K ...].
+    own: What does, each [K B ...].
     frame: The composition with nothing for its branches: weights, levels, rule.
     branches: Static; of each device.
     mesh: Static.
   """
 
-  shared: jax.Array
-  own: jax.Array
+  shared: tuple[jax.Array, ...]
+  own: tuple[jax.Array, ...]
   frame: composition.Composed
   branches: tuple[_Branches, ...] = struct.field(pytree_node=False)
   mesh: jax.sharding.Mesh = struct.field(pytree_node=False)
@@ -65,8 +59,9 @@ class Sharded:
     def one_device(shared, own, shares, x, level):
       def run(mine):
         denoisers = [
-            jax.tree.unflatten(tree, [_unpack(piece, shared[0], own[0]) for piece in pieces])
-            for _, tree, pieces in mine]
+            jax.tree.unflatten(tree, [(own if mine_alone else shared)[at][0]
+                                      for mine_alone, at in leaves])
+            for _, tree, leaves in mine]
         total = jnp.zeros_like(x)  # all there is where devices outnumber branches
         for (slots, _, _), eps in zip(
             mine, composition.evaluate(denoisers, x, level), strict=True):
@@ -125,20 +120,25 @@ def shard(denoiser: expert.Denoiser, mesh: jax.sharding.Mesh) -> expert.Denoiser
   assigned: list[list[expert.Denoiser]] = [[] for _ in range(places)]
   for branch in sorted(unique, key=_work, reverse=True):  # each to the device with least to do
     min(assigned, key=lambda mine: sum(map(_work, mine))).append(branch)
-  packed = [_pack([(tuple(slots[id(b)]), b) for b in mine], batch) for mine in assigned]
-  spread = lambda rows, spec: jax.lax.with_sharding_constraint(
-      _stacked(rows), jax.sharding.NamedSharding(mesh, spec))
-  nothing: Any = ()  # a tree without leaves, for what lies packed
+  shared, own, described = _lay_out(
+      [[(tuple(slots[id(b)]), b) for b in mine] for mine in assigned], batch)
+  # Each device takes its own rows out of what all have: nothing is sent.
+  shared, own = jax.shard_map(
+      lambda *rows: jax.lax.switch(
+          jax.lax.axis_index('expert'),
+          [functools.partial(_rows_of, device, rows) for device in range(places)]),
+      mesh=mesh, in_specs=(P(), P('data')), out_specs=(P('expert'), P('expert', 'data')),
+      check_vma=False)(shared, own)
+  nothing: Any = ()  # a tree without leaves, for what lies in the arrays
   return Sharded(
-      shared=spread([p[0] for p in packed], P('expert')),
-      own=spread([p[1] for p in packed], P('expert', 'data')),
+      shared=shared, own=own,
       frame=dataclasses.replace(
           denoiser, base=None if denoiser.base is None else nothing,
           contrasts=tuple(
               dataclasses.replace(
                   c, positive=nothing, negative=None if c.negative is None else nothing)
               for c in denoiser.contrasts)),
-      branches=tuple(p[2] for p in packed), mesh=mesh)
+      branches=described, mesh=mesh)
 
 
 def _episodes(branches: Sequence[expert.Denoiser]) -> int:
@@ -159,60 +159,50 @@ def _work(branch: expert.Denoiser) -> float:
   return float(math.prod(network.grid) * network.depth * network.width**2)
 
 
-def _stacked(rows: Sequence[jax.Array]) -> jax.Array:
-  """Arrays [... rows 128] as one, the shorter padded."""
-  longest = max(r.shape[-2] for r in rows)
-  pad = lambda r: [(0, 0)] * (r.ndim - 2) + [(0, longest - r.shape[-2]), (0, 0)]
-  return jnp.stack([jnp.pad(r, pad(r)) for r in rows])
-
-
-def _unpack(piece: _Piece, shared: jax.Array, own: jax.Array) -> jax.Array:
-  """A leaf out of its device's rows [rows 128] and [B rows 128]."""
-  rows = own if piece.of_episodes else shared
-  size = math.prod(piece.shape)
-  lead = rows.shape[:-2]
-  rows = jax.lax.slice_in_dim(
-      rows, piece.start, piece.start + -(-size // _LANES), axis=rows.ndim - 2)
-  flat = rows.reshape(*lead, -1)[..., :size]
-  return flat.reshape(*lead, *piece.shape).astype(piece.dtype)
-
-
 def _of_episodes(path: Sequence[Any], leaf: jax.Array, batch: int) -> bool:
   """Whether a leaf has an episode axis: everything but parameters that begins with one."""
   names = [getattr(key, 'name', None) for key in path]
   return 'params' not in names and jnp.ndim(leaf) > 0 and jnp.shape(leaf)[0] == batch
 
 
-def _pack(
-    branches: Sequence[tuple[tuple[int, ...], expert.Denoiser]], batch: int
-) -> tuple[jax.Array, jax.Array, _Branches]:
-  """One device's branches as rows: shared [rows 128], own [B rows 128], and how to get them back.
+def _lay_out(
+    assigned: Sequence[Sequence[tuple[tuple[int, ...], expert.Denoiser]]], batch: int
+) -> tuple[list[_Rows], list[_Rows], tuple[_Branches, ...]]:
+  """The leaves of what is to become [K ...] and [K B ...], and how to get the branches back.
 
-  Parameters that several branches share are packed once.
+  Leaves of one shape and dtype share an array, the first of each device, the second, and so on.
+  What several branches of a device share is there once.
   """
-  rows: dict[bool, list[jax.Array]] = {False: [], True: []}
-  filled = {False: 0, True: 0}
-  known: dict[int, _Piece] = {}
+  arrays: dict[bool, list[_Rows]] = {False: [], True: []}
+  places: dict[Any, _Where] = {}
   described = []
-  for slots, branch in branches:
-    pieces = []
-    flat, tree = jax.tree_util.tree_flatten_with_path(branch)
-    for path, leaf in flat:
-      if id(leaf) not in known:
-        mine = _of_episodes(path, leaf, batch)
-        lead = (batch,) if mine else ()
-        leaf_array = jnp.asarray(leaf)
-        shape = leaf_array.shape[1:] if mine else leaf_array.shape
-        size = math.prod(shape)
-        # float32 holds every value of the dtypes that networks compute in.
-        line = leaf_array.astype(jnp.float32).reshape(*lead, size)
-        line = jnp.pad(line, [(0, 0)] * len(lead) + [(0, -size % _LANES)])
-        rows[mine].append(line.reshape(*lead, -1, _LANES))
-        known[id(leaf)] = _Piece(mine, filled[mine], shape, leaf_array.dtype)
-        filled[mine] += rows[mine][-1].shape[-2]
-      pieces.append(known[id(leaf)])
-    described.append((slots, tree, tuple(pieces)))
-  joined = {
-      mine: jnp.concatenate(found, axis=-2) if found else jnp.zeros(
-          ((batch,) if mine else ()) + (0, _LANES)) for mine, found in rows.items()}
-  return joined[False], joined[True], tuple(described)
+  for device, mine in enumerate(assigned):
+    known: dict[int, _Where] = {}
+    counts: collections.Counter = collections.Counter()
+    branches = []
+    for slots, branch in mine:
+      leaves = []
+      flat, tree = jax.tree_util.tree_flatten_with_path(branch)
+      for path, leaf in flat:
+        if id(leaf) not in known:
+          of_episodes, array = _of_episodes(path, leaf, batch), jnp.asarray(leaf)
+          kind = of_episodes, array.shape, array.dtype
+          if (kind, counts[kind]) not in places:
+            places[kind, counts[kind]] = of_episodes, len(arrays[of_episodes])
+            arrays[of_episodes].append([None] * len(assigned))
+          known[id(leaf)] = places[kind, counts[kind]]
+          counts[kind] += 1
+          arrays[of_episodes][known[id(leaf)][1]][device] = array
+        leaves.append(known[id(leaf)])
+      branches.append((slots, tree, tuple(leaves)))
+    described.append(tuple(branches))
+  return arrays[False], arrays[True], tuple(described)
+
+
+def _rows_of(device: int, arrays: Any) -> Any:
+  """A device's row of every array, [1 ...]; zeros where it has none."""
+  def mine(rows):
+    row = rows[device]
+    return (jnp.zeros_like(next(r for r in rows if r is not None)) if row is None else row)[None]
+
+  return tuple(tuple(map(mine, kind)) for kind in arrays)
