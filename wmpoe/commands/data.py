@@ -28,6 +28,7 @@ from wmpoe.data.sources import lerobot
 from wmpoe.data.sources import mazes
 from wmpoe.data.sources import media
 from wmpoe.data.sources import minari_dataset
+from wmpoe.evaluation import animation
 from wmpoe.evaluation import film
 
 TOPICS = ('validate', 'convert', 'stats', 'preview')
@@ -220,7 +221,7 @@ def _preview(flags: absl_flags.FlagValues) -> None:
   episode.write_atomically(path, lambda file: file.write(film.png(sheet)))
   shortest = min(min(map(len, films.values())), 120)
   moving = {label: frames[:shortest] for label, frames in list(films.items())[:4]}
-  gif = film.write_gif(
+  gif = animation.write_gif(
       out / 'preview.gif', film.Strip(rows=moving, title=spaces.environment),
       fps=min(max(spaces.fps or 8, 1), 20))
   print(f'wrote {path} ({len(rows)} of {count} episodes, {flags.columns} frames of each) and {gif}')

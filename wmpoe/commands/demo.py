@@ -25,7 +25,7 @@ from wmpoe.commands import common
 from wmpoe.commands import runs
 from wmpoe.data import bundled
 from wmpoe.data import cards
-from wmpoe.evaluation import film
+from wmpoe.evaluation import animation
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_protocols
@@ -71,7 +71,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   page = report.render(out, folder, strips=strips, title=f'{title}: what each memory remembers')
   wrote = [path, page]
   if best is not None:
-    wrote.append(film.write_gif(folder / 'episode.gif', best, fps=4))
+    wrote.append(animation.write_gif(folder / 'episode.gif', best, fps=4))
   print(report.terminal_table(out))
   print('\nwrote ' + ', '.join(str(p) for p in wrote))
   world = '' if flags.config is None else f' --config=configs/{name}.py'

@@ -1,6 +1,6 @@
-"""Film strips and animations: rows of frames side by side, with marks around what matters.
+"""Film strips: rows of frames side by side, with marks around what matters.
 
-Shapes: T frames, H W frame size. Pixels are uint8. Everything but `write_gif` needs numpy alone.
+Shapes: T frames, H W frame size. Pixels are uint8. Needs numpy alone; what moves is in `animation`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,16 @@ import base64
 from collections.abc import Mapping, Sequence
 import dataclasses
 import html
-import io
-import os
-import pathlib
 import struct
-from typing import Any
 import zlib
 
 import numpy as np
-
-from wmpoe.evaluation import results as results_lib
 
 # Okabe-Ito bluish green and vermillion: told apart with any colour vision. A wrong mark is dashed
 # as well, for print.
 RIGHT = (0, 158, 115)
 WRONG = (213, 94, 0)
 _PAPER = (255, 255, 255)
-_INK = (40, 44, 52)
-_MUTED = (120, 126, 138)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -320,81 +312,3 @@ def png(image: np.ndarray) -> bytes:
   data = zlib.compress(lines.tobytes(), 9)
   start = b'\x89PNG\r\n\x1a\n'
   return start + chunk(b'IHDR', header) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
-
-
-def write_gif(
-  path: str | os.PathLike, strip: Strip, *, fps: float = 6.0, scale: int | None = None
-) -> pathlib.Path:
-  """Writes the rows side by side as an endless animation, captions above, score below.
-
-  Args:
-    path: Where to; missing folders are made. Written atomically.
-    strip: The rows; the title goes on top, and rows with marks get a running count of right ones.
-    fps: Frames per second.
-    scale: Screen pixels along one picture pixel; None makes each picture about 200 pixels wide.
-
-  Returns:
-    The path written.
-
-  Raises:
-    ModuleNotFoundError: Pillow is missing; the message says how to install it.
-    ValueError: fps is not in (0, 50] or the scale is below 1.
-    OSError: The folder cannot be written.
-  """
-  if not 0 < fps <= 50:
-    raise ValueError(f'Got fps={fps}; expected more than 0 and at most 50, the limit of GIF.')
-  image_lib, draw_lib, font_lib = _pillow()
-  scale = max(1, round(200 / strip.shape[2])) if scale is None else scale
-  rows = {label: draw_row(strip, label, scale=scale) for label in strip.rows}
-  big, small = font_lib.load_default(size=17), font_lib.load_default(size=14)
-  length, height, width = next(iter(rows.values())).shape[:3]
-  margin, top = 18, 42 + (26 if strip.title else 0)
-  bottom = 40 if strip.marks else 20
-  size = (margin + len(rows) * (width + margin), top + height + bottom)
-  times = strip.times or range(length)
-  pages = []
-  for t in range(length):
-    page = image_lib.new('RGB', size, _PAPER)
-    draw = draw_lib.Draw(page)
-    draw.text((margin, 12), strip.title, fill=_INK, font=big)
-    clock = f'frame {times[t]}'
-    draw.text((size[0] - margin, 14), clock, fill=_MUTED, font=small, anchor='ra')
-    for r, (label, row) in enumerate(rows.items()):
-      left = margin + r * (width + margin)
-      draw.text((left, top - 6), label, fill=_INK, font=small, anchor='ls')
-      page.paste(image_lib.fromarray(row[t]), (left, top))
-      right, total = score(strip, label, until=t)
-      if score(strip, label)[1]:
-        draw.text((left, top + height + 10), f'{right} of {total} right', fill=_INK, font=small)
-    draw.rectangle((0, size[1] - 3, size[0] * (t + 1) // length, size[1]), fill=_MUTED)
-    pages.append(page)
-  return results_lib.write_atomic(path, _encode_gif(image_lib, pages, fps))
-
-
-def _encode_gif(image_lib: Any, pages: Sequence[Any], fps: float) -> bytes:
-  """Returns GIF bytes in which every page shares one palette, so that colours never flicker."""
-  # Stacked pages give the palette every colour of the film; 16 of them are enough to choose from.
-  chosen = pages[:: max(1, len(pages) // 16)]
-  stack = image_lib.fromarray(np.concatenate([np.asarray(page) for page in chosen]))
-  palette = stack.quantize(255, method=image_lib.Quantize.MEDIANCUT)
-  plain = [page.quantize(palette=palette, dither=image_lib.Dither.NONE) for page in pages]
-  times = [round(1000 / fps)] * len(plain)
-  times[-1] += 1500  # time to read the final score before it starts again
-  buffer = io.BytesIO()
-  plain[0].save(
-    buffer, 'GIF', save_all=True, append_images=plain[1:], duration=times, loop=0, optimize=False
-  )
-  return buffer.getvalue()
-
-
-def _pillow() -> tuple[Any, Any, Any]:
-  """Imports Pillow, an extra."""
-  try:
-    from PIL import Image
-    from PIL import ImageDraw
-    from PIL import ImageFont
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      "Writing a GIF needs Pillow; install it with: pip install 'wmpoe[demo]'"
-    ) from error
-  return Image, ImageDraw, ImageFont

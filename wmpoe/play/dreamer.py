@@ -19,6 +19,7 @@ from wmpoe import session as session_lib
 from wmpoe import world_model
 from wmpoe import zoo
 from wmpoe.data import episode
+from wmpoe.evaluation import animation
 from wmpoe.evaluation import arms
 from wmpoe.evaluation import film
 from wmpoe.experts import composition
@@ -229,9 +230,9 @@ class Dreamer:
       return [({'kind': 'status', **self.status()}, {})]
     rows = {name: np.stack([f[name] for f in frames if name in f]) for name in frames[0]}
     rows = {name: row for name, row in rows.items() if len(row) == len(frames)}
-    path = self._free('film', '.gif')
-    film.write_gif(path, film.Strip(rows=rows, title=self.world.title), fps=5)
-    return [self._wrote(path)]
+    gif, strip = self._free('film', '.gif'), film.Strip(rows=rows, title=self.world.title)
+    return [self._wrote(animation.write_gif(gif, strip, fps=5)),
+            self._wrote(animation.write_mp4(gif.with_suffix('.mp4'), strip, fps=5))]
 
   # ---------------------------------------------------------------------------------------- steps
 
