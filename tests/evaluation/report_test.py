@@ -222,6 +222,17 @@ def test_terminal_table_is_aligned_with_and_without_rich(monkeypatch, with_rich)
   assert lines[-1] == '[low, high]: 95 % bootstrap intervals, 64 episodes, 3 seeds each.'
 
 
+@pytest.mark.parametrize(('width', 'metrics'), [(None, 40), (70, 2), (1, 1)])
+def test_terminal_table_cuts_no_cell_and_says_which_metrics_are_elsewhere(width, metrics):
+  many = {f'metric_{i:02d}': {'mean': 0.5, 'low': 0.25, 'high': 0.75, 'n': 2} for i in range(40)}
+  result = _result()
+  table = report.terminal_table({**result, 'arms': {'base': many}, 'controls': {}}, width=width)
+  assert table.count('0.500 [0.250, 0.750]') == metrics and '…' not in table
+  assert ('more metrics' in table) == (metrics < 40) and max(
+      map(len, table.splitlines()[:-1])) <= (width if width == 70 else 1000)
+  assert metrics == 40 or f'{40 - metrics} more metrics' in table
+
+
 def test_the_reader_makes_the_same_report_from_the_file(tmp_path, capsys):
   result = _result(curves=[_curve()])
   results.write(tmp_path / 'results.json', result)

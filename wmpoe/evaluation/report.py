@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 import io
+import itertools
 import json
 import os
 import pathlib
+import shutil
 import sys
 from typing import Any
 
@@ -57,15 +59,19 @@ def headline(results: Mapping[str, Any], metric: str) -> str:
   return text + (', against ' + ', '.join(others) if others else '') + '.'
 
 
-def terminal_table(results: Mapping[str, Any]) -> str:
+def terminal_table(results: Mapping[str, Any], *, width: int | None = None) -> str:
   """Returns arms and controls as an aligned table; with rules and headings if rich is there.
 
   Args:
     results: A result.
+    width: Characters of a line: metrics that go beyond are left out, and said to be. None is the
+      terminal's, and no limit where the output goes to a file.
 
   Returns:
     Lines of text without colour codes.
   """
+  if width is None and sys.stdout.isatty():
+    width = shutil.get_terminal_size().columns
   metrics = metrics_of(results)
   head = ['', *(metrics_lib.name(metric) for metric in metrics)]
   groups = []
@@ -78,16 +84,22 @@ def terminal_table(results: Mapping[str, Any]) -> str:
   if not metrics:
     return 'No arms; the report has the curves.'
   foot = f'[low, high]: 95 % bootstrap intervals, {_episodes(results, _main_metric(metrics))}.'
+  lines = [head, *groups[0], *groups[1]]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  fits = [end <= width for end in itertools.accumulate(widths, lambda a, b: a + 2 + b)] if (
+      width is not None) else [True] * len(widths)
+  shown = max(2, sum(fits))  # the arms and at least one metric
+  head, groups = head[:shown], [[row[:shown] for row in rows] for rows in groups]
+  if shown <= len(metrics):
+    foot += f' {len(metrics) + 1 - shown} more metrics: wider terminal, or the report.'
   try:
     import rich.box
     import rich.console
     import rich.table
   except ModuleNotFoundError:
-    lines = [head, *groups[0], *groups[1]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = [
       '  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-      for line in lines
+      for line in [head, *groups[0], *groups[1]]
     ]
     return '\n'.join([*aligned, foot])
   table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False)
@@ -98,8 +110,8 @@ def terminal_table(results: Mapping[str, Any]) -> str:
       table.add_row(*(cell.replace('[', r'\[') for cell in row))
     table.add_section()
   buffer = io.StringIO()
-  # Wide enough never to cut a cell: the terminal may wrap, a log file must not.
-  rich.console.Console(file=buffer, width=1000, color_system=None).print(table)
+  everything = sum(widths) + 3 * len(widths)  # wide enough never to cut a cell
+  rich.console.Console(file=buffer, width=everything, color_system=None).print(table)
   return '\n'.join([*(line.rstrip() for line in buffer.getvalue().rstrip().splitlines()), foot])
 
 
