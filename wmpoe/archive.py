@@ -62,7 +62,7 @@ class Kind:
 
 def write(
     path: str | os.PathLike[str], kind: Kind, card: Mapping[str, Any],
-    leaves: Mapping[str, np.ndarray],
+    leaves: Mapping[str, np.ndarray], *, here: bool = True,
 ) -> dict[str, Any]:
   """Writes leaves by path and their card into one file, whole or not at all.
 
@@ -71,6 +71,7 @@ def write(
     kind: Kind of file.
     card: JSON-like facts; format_version and sha256 are replaced.
     leaves: Arrays of any shape by their '/'-joined paths.
+    here: False where another process of a pod writes the file: all is checked, nothing written.
 
   Returns:
     The card as it was written.
@@ -99,7 +100,8 @@ def write(
         f'The card of {destination.name} must be made of dicts, lists, strings, finite numbers, '
         f'booleans and None ({error}). Convert it first, a ConfigDict by its to_dict().'
     ) from error
-  _write_atomically(destination, _to_bytes(kind, card_text, leaves))
+  if here:
+    _write_atomically(destination, _to_bytes(kind, card_text, leaves))
   return json.loads(card_text)
 
 

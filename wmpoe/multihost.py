@@ -15,7 +15,7 @@ import re
 import socket
 import threading
 import time
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -141,6 +141,16 @@ def agree(flag: bool) -> bool:
   if pod is None or pod.member is None:
     return bool(flag)
   return pod.member.ask(f'agreement {next(pod.rounds)}', flag)
+
+
+def whole(array: Any) -> np.ndarray:
+  """All of an array that may lie on the devices of several processes; all of them must ask.
+
+  Where this process has all of it, nothing is sent.
+  """
+  if getattr(array, 'is_fully_addressable', True) or array.is_fully_replicated:
+    return np.asarray(array)
+  return multihost_utils.process_allgather(array, tiled=True)
 
 
 def barrier(name: str, *, timeout: float | None = 600.0) -> None:

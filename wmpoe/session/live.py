@@ -182,6 +182,9 @@ class Session:
   def save(self, path: str | os.PathLike[str], *, history: bool = False) -> dict[str, Any]:
     """Writes the memory file, whole or not at all; see `memory_file`.
 
+    Episodes that are spread over the hosts of a pod are gathered and written by process 0; every
+    process must call it, and returns when the file is there.
+
     Args:
       path: Destination, ending in `.npz`.
       history: Also write what further observing and forgetting need: the frames a long-term memory

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmpoe import archive
+from wmpoe import multihost
 from wmpoe import world_model
 from wmpoe.session import identity
 
@@ -47,13 +48,18 @@ def write(
   """Writes a session's state; returns the card as written. See `Session.save`."""
   left_out = only_for_writing(model)
   history = history or not left_out  # nothing is left out where there is nothing to leave out
-  leaves = {
-      name: np.asarray(leaf) for name, leaf in identity.leaves_of(state).items()
-      if history or not name.startswith(left_out)}
+  kept = {name: leaf for name, leaf in identity.leaves_of(state).items()
+          if history or not name.startswith(left_out)}
+  # Episodes that lie on several hosts are one session: all gather them, one writes.
+  spread = not all(getattr(leaf, 'is_fully_addressable', True) for leaf in kept.values())
+  leaves = {name: multihost.whole(leaf) for name, leaf in kept.items()}
   leaves[_KEY] = np.asarray(jax.random.key_data(key))
-  return archive.write(path, KIND, {
+  written = archive.write(path, KIND, {
       **card, 'history': history, 'key': str(jax.random.key_impl(key)),
-      'composition': identity.describe(model)}, leaves)
+      'composition': identity.describe(model)}, leaves, here=multihost.is_main() or not spread)
+  if spread:
+    multihost.barrier(f'{os.fspath(path)} is written')
+  return written
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
