@@ -12,7 +12,9 @@ import argparse
 from collections.abc import Callable
 import dataclasses
 import json
+import math
 import pathlib
+import runpy
 import statistics
 import sys
 import time
@@ -20,10 +22,12 @@ import time
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wmpoe import compositions
 from wmpoe import packaged
 from wmpoe import zoo
+from wmpoe.commands import common
 from wmpoe.commands import runs
 from wmpoe.data import cards
 from wmpoe.evaluation import recall
@@ -84,14 +88,32 @@ def forward_flops(network, params, batch: int, frames: int, *, context: bool = F
   return counts
 
 
-def measure_training(batch_size: int | None) -> tuple[dict, Callable]:
-  """The training step of the base's run card; returns its FLOPs and the step."""
+def cards_base(batch_size: int | None) -> tuple[dict, dict]:
+  """The run card of the packaged base of Memory Cards and one of its batches."""
   description = packaged.card(packaged.find('cards_base'))['config']
   if batch_size:
     description['train']['batch_size'] = batch_size
+  return description, next(iter(runs.make_batches(description, 'train', seed=0)))
+
+
+def paper_base() -> tuple[dict, dict]:
+  """The base at the size of the paper, one example of noise in float32."""
+  file = pathlib.Path(__file__).parents[1] / 'configs' / 'memory_maze.py'
+  description = common.plain(runpy.run_path(str(file))['get_config']('base'))
+  description['model'] |= {'dtype': 'float32', 'remat': False, 'scan_layers': False}
+  description['train']['batch_size'] = 1
+  model, dims = description['model'], zoo.dimensions(description['env'])
+  frames, rng = model['context'] + model['target'], np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=(1, frames, *shape)).astype(np.float32)
+  return description, {
+      'frames': draw(*model['latent']), 'actions': draw(dims['action_dim']),
+      'poses': draw(dims['pose_dim']), 'valid': np.ones((1, frames), bool)}
+
+
+def measure_training(description: dict, batch: dict) -> tuple[dict, Callable]:
+  """The training step of a run card on a batch; returns its FLOPs and the step."""
   task = runs.make_task(description)
   config = state_lib.TrainConfig(**description['train'])
-  batch = next(iter(runs.make_batches(description, 'train', seed=0)))
   params = task.init(jax.random.key(0))
   state, key = state_lib.create(params, state_lib.optimizer_of(config)), jax.random.key(1)
   step = state_lib.make_train_step(task, config).lower(state, batch, key).compile()
@@ -106,6 +128,31 @@ def measure_training(batch_size: int | None) -> tuple[dict, Callable]:
     return metrics
 
   return {'flops': flops, 'flops_by_xla': step.cost_analysis()['flops']}, run
+
+
+def plain_rates(seconds: dict, flops: dict, own: list[str]) -> dict[str, float]:
+  """FLOP/s of plain matmuls, of all in the MLP's shapes together, and of the best."""
+  rates = {name: flops[name] / seconds[name] for name in flops}
+  mlp = sum(flops[name] for name in own) / sum(seconds[name] for name in own)
+  return {**rates, 'mlp': mlp, 'best': max(rates.values())}
+
+
+def rate_of(found: dict, seconds: float, rates: dict[str, float]) -> None:
+  """Adds to a measurement its time, and its FLOP/s alone and against plain matmuls."""
+  rate = found['flops'] / seconds
+  found |= {'ms': 1e3 * seconds, 'flops_per_second': rate, 'of_mlp_matmul': rate / rates['mlp'],
+            'of_best_matmul': rate / rates['best']}
+
+
+def measure_paper(repeats: int) -> dict:
+  """The same for the training step at the size of the paper, with matmuls in its shapes."""
+  description, batch = paper_base()
+  found, train = measure_training(description, batch)
+  network = zoo.model(description).network
+  plain, flops, own = matmuls(network, description['model']['target'] * math.prod(network.grid))
+  seconds = race({'training': train, **plain}, repeats)
+  rate_of(found, seconds['training'], plain_rates(seconds, flops, own))
+  return found
 
 
 def measure_inner_loop(memory, state, steps: int) -> tuple[dict, Callable]:
@@ -204,28 +251,25 @@ def main(argv: list[str] | None = None) -> None:
   history = jax.tree.map(jnp.asarray, task.history)
   appended = jax.jit(lambda m, h: m.append(m.init(episodes), h))(memory, history)
 
-  training, train = measure_training(2 if options.quick else None)
+  training, train = measure_training(*cards_base(2 if options.quick else None))
   inner, write = measure_inner_loop(memory, appended, steps)
   plain, plain_flops, own = matmuls(model.base.model.network, 1792)
   seconds = race({'training': train, 'inner': write, **plain}, repeats)
-  rates = {name: plain_flops[name] / seconds[name] for name in plain}
-  best = max(rates.values())
-  mlp = sum(plain_flops[name] for name in own) / sum(seconds[name] for name in own)
-  for found, time_of_one in ((training, seconds['training']),
-                             (inner, seconds['inner'] / episodes / steps)):
-    rate = found['flops'] / time_of_one
-    found |= {'ms': 1e3 * time_of_one, 'flops_per_second': rate, 'of_mlp_matmul': rate / mlp,
-              'of_best_matmul': rate / best}
+  rates = plain_rates(seconds, plain_flops, own)
+  rate_of(training, seconds['training'], rates)
+  rate_of(inner, seconds['inner'] / episodes / steps, rates)
   empty = model.init(episodes)
   state = dataclasses.replace(empty, memories={**empty.memories, 'long_term': write()})
   out = {
-      'matmul_flops_per_second': {**rates, 'mlp': mlp, 'best': best},
+      'matmul_flops_per_second': rates,
       'training_step': training,
       'inner_loop': {**inner, 'episodes': episodes, 'rank': memory.spec.rank},
       'writing': measure_writing(model, history, 1 if options.quick else 3, steps),
       'sampling': measure_sampling(model, state, task, repeats),
       'traces': count_traces(model, task),
   }
+  if not options.quick:
+    out['training_step_paper'] = measure_paper(3)
   out['meta'] = results.meta(
       'python benchmarks/speed.py' + ' --quick' * options.quick, compositions.CARDS, seeds=[0],
       seconds=time.monotonic() - begun)
@@ -240,7 +284,10 @@ def table(out: dict) -> str:
   rates = out['matmul_flops_per_second']
   lines = [f'plain matmuls: {giga * rates["mlp"]:.1f} GFLOP/s in the shapes of the network\'s MLP, '
            f'{giga * rates["best"]:.1f} in the best of {len(rates) - 2} shapes']
-  for name, label in (('training_step', 'training step'), ('inner_loop', 'inner episode-step')):
+  for name, label in (('training_step', 'training step'), ('inner_loop', 'inner episode-step'),
+                      ('training_step_paper', 'training step at the size of the paper')):
+    if name not in out:
+      continue
     m = out[name]
     lines.append(f'{label}: {m["ms"]:.2f} ms, {giga * m["flops_per_second"]:.1f} GFLOP/s, '
                  f'{100 * m["of_mlp_matmul"]:.0f} % of the MLP\'s plain matmuls, '
