@@ -64,10 +64,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.env = dict(name='memory_maze', size=9, image=64, border=2, skip=2, length=600)
   config.autoencoder = 'memory_maze_autoencoder'
   config.compose = compositions.MEMORY_MAZE
-  # Frames remembered, and where each episode is continued: the first place alone for table1.
+  # Frames remembered, and where each episode is continued: the first place alone for table1, the
+  # replays inside what is remembered.
   config.protocol = dict(
-      history=200, starts=(200, 240), chunks=2, contexts=(50, 100, 150, 200, 250),
-      ranks=(8, 32, 64), rank_histories=(50, 150, 250), first=33, rounds=11, steps_per_round=25,
+      history=200, starts=(200, 240), replays=(60, 100, 140), chunks=2,
+      contexts=(50, 100, 150, 200, 250), ranks=(8, 32, 64), rank_histories=(50, 150, 250),
+      first=33, rounds=11, steps_per_round=25,
       alone=dict(short_term=1.0, long_term=1.0, spatial=1.75), odometry='memory_maze_odometry',
       # Files of models by themselves; '' for the packaged one, and for none if none is packaged.
       baselines=dict(full='', ssm='', forcing='', absolute=''),

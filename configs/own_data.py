@@ -45,8 +45,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.camera = dict(half_view=0.6435, pitch=0.0)
   # Frames remembered, and where each episode is continued; see configs/memory_maze.py.
   config.protocol = dict(
-      history=200, starts=(200, 240), chunks=2, contexts=(50, 100, 150, 200), ranks=(8, 32, 64),
-      rank_histories=(50, 150, 200), first=33, rounds=8, steps_per_round=25,
+      history=200, starts=(200, 240), replays=(60, 100, 140), chunks=2,
+      contexts=(50, 100, 150, 200), ranks=(8, 32, 64), rank_histories=(50, 150, 200),
+      first=33, rounds=8, steps_per_round=25,
       alone=dict(short_term=1.0, long_term=1.0, spatial=1.75), odometry='')
   if variant in ('', 'pixels'):
     return config

@@ -14,6 +14,7 @@ from wmpoe.evaluation import arms
 from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_protocols
+from wmpoe.evaluation import maze_study
 from wmpoe.evaluation import results
 from wmpoe.experts import base
 from wmpoe.experts import expert
@@ -25,8 +26,8 @@ from wmpoe.networks import ssm
 
 DIMS = {'action_dim': 3, 'pose_dim': 3}
 SETTING = {
-    'history': 8, 'starts': (8, 10), 'chunks': 1, 'contexts': (4, 8), 'ranks': (1, 2),
-    'rank_histories': (8,), 'first': 4, 'rounds': 3, 'steps_per_round': 1}
+    'history': 8, 'starts': (8, 10), 'replays': (4, 6), 'chunks': 1, 'contexts': (4, 8),
+    'ranks': (1, 2), 'rank_histories': (8,), 'first': 4, 'rounds': 3, 'steps_per_round': 1}
 
 
 class Stages:
@@ -64,7 +65,7 @@ def study():
           actions=np.eye(3, dtype=np.float32)[rng.integers(3, size=14)],
           poses=rng.uniform(0, 2, size=(14, 3)).astype(np.float32), meta={'name': str(i)})
       for i in range(2)]
-  return maze_protocols.Study(
+  return maze_study.Study(
       model=model, episodes=episodes, latents=[e.frames for e in episodes], setting=SETTING,
       seeds=(0, 1), measures=maze_arms.measures(['psnr']), progress=Stages)
 
@@ -128,6 +129,22 @@ def test_a_few_episodes_at_a_time_imagine_the_same(study):
       for size in (0, 2))
   small.close(at_once.astype(float), in_twos.astype(float), atol=1.0)
   small.differ(at_once[0], at_once[1])
+
+
+def test_replay_asks_for_what_was_remembered(study):
+  chosen = only(study, 'short_term')
+  setting = lambda **changes: dataclasses.replace(
+      chosen, seeds=(0,), setting={**SETTING, **changes})
+  replayed = run('replay', setting(replays=(4,)))
+  assert list(replayed['arms']) == ['base', 'short_term']
+  assert list(replayed['controls']) == ['other_episode']
+  # The window of a short-term memory goes back to the frames before those that are asked for.
+  continued = run('table1', setting(history=4, starts=(4,)))
+  assert psnr(replayed, 'short_term') == pytest.approx(psnr(continued, 'short_term'), abs=1e-4)
+  assert psnr(replayed, 'base') != psnr(replayed, 'short_term')
+  for outside in (3,), (7,):
+    with pytest.raises(ValueError, match='expected them inside it, after the 4 frames'):
+      run('replay', setting(replays=outside))
 
 
 def test_contrast_leaves_the_base_and_changes_the_rest(study):

@@ -29,6 +29,7 @@ from wmpoe.evaluation import animation
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_protocols
+from wmpoe.evaluation import maze_study
 from wmpoe.evaluation import recall
 from wmpoe.evaluation import report
 from wmpoe.evaluation import results
@@ -109,7 +110,7 @@ def _maze(
   setting = description['protocol']
   found = bundled.episodes('memory_maze')[:flags.episodes]
   encode = jax.jit(model.latents.encode)
-  study = maze_protocols.Study(
+  study = maze_study.Study(
       model=model, episodes=found, latents=[runs.in_pieces(encode, item.frames) for item in found],
       setting=setting, seeds=[flags.seed], measures=maze_arms.measures(['psnr', 'ssim']),
       progress=common.Progress)

@@ -10,9 +10,9 @@ r"""Measures a protocol on held-out episodes and writes PROTOCOL.json and PROTOC
 Memory Cards. recall: every arm and control of the README's table; steps: recall of the long-term
 memory against inner steps and against seconds.
 Memory Maze and own data. table1: the frames right after a history of 200; revisit: frames from
-several places further on, split into those seen long ago and those never seen; contrast: experts
-with and without theirs; context and rank: by length of the history and by LoRA rank; streaming:
-rounds of write, imagine, append.
+several places further on, split into those seen long ago and those never seen; replay: frames of
+the history itself; contrast: experts with and without theirs; context and rank: by length of the
+history and by LoRA rank; streaming: rounds of write, imagine, append.
 Episodes of the test split are reported; those of --split=validation, or of another --source, are
 for choosing anything. A run that is stopped goes on, seed by seed, by the same command.
 """
@@ -39,6 +39,7 @@ from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_baselines
 from wmpoe.evaluation import maze_protocols
+from wmpoe.evaluation import maze_study
 from wmpoe.evaluation import recall
 from wmpoe.evaluation import report
 from wmpoe.evaluation import results
@@ -206,7 +207,7 @@ def _maze(
   seen = [(item.frames, item.actions, item.poses) for item in episodes]
   kept = _keep(
       folder, protocol, description, flags, (model, baselines, odometry and odometry[1], seen))
-  body, strips = maze_protocols.PROTOCOLS[protocol](maze_protocols.Study(
+  body, strips = maze_protocols.PROTOCOLS[protocol](maze_study.Study(
       model=model, episodes=episodes,
       latents=[runs.in_pieces(encode, item.frames) if encode else item.frames
                for item in episodes],

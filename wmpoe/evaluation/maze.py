@@ -105,6 +105,7 @@ def problem(
     windows: tuple[int, int] = (3, 33),
     planar: bool = True,
     view: tuple[float, float] | None = MAZE_VIEW,
+    inside: bool = False,
 ) -> Problem:
   """The problem on given episodes.
 
@@ -112,19 +113,25 @@ def problem(
     episodes: Of one length, without border.
     latents: Of each, [L h w C].
     history: H.
-    starts: Places, none before H.
+    starts: Places, none before H; or all so long before it that the history has what is imagined.
     length: Frames to imagine at each.
     windows: Context frames of the base and of the short-term expert.
     planar: Whether poses are (x, y, heading).
     view: See `Problem`.
+    inside: Which of the two.
 
   Raises:
-    ValueError: if a place lies before the end of the history or an episode is too short.
+    ValueError: if a place lies where it must not, or an episode is too short.
   """
   end = max(starts) + length
-  if min(starts) < history:
+  if inside and (min(starts) < max(windows) or end > history):
+    raise ValueError(
+        f'Places {list(starts)} and {length} frames from there, with a history of {history}; '
+        f'expected them inside it, after the {max(windows)} frames of the longest context.')
+  if not inside and min(starts) < history:
     raise ValueError(
         f'starts={list(starts)} with a history of {history} frames; expected places after it.')
+  end = max(end, history)
   short = [item.meta.get('name', '?') for item in episodes if item.length < end]
   if short:
     raise ValueError(

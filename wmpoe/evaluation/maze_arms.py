@@ -110,12 +110,16 @@ def imagine(
     before = jax.tree.map(jnp.asarray, task.part(0, start, poses=arm.poses))
     state = composed.init(batch)
     now = dict(memories)
-    if arm.memory_of != 'other' and start > task.history:
+    if arm.memory_of != 'other':
       # Windows move on with the episode; what is written into the other memories stays.
-      between = jax.tree.map(
-          jnp.asarray, task.part(task.history, start, poses=arm.poses))
       for name in set(model.follows) & set(now):
-        now[name] = _write(model.memories[name], now[name], between, key)
+        memory = model.memories[name]
+        if start < task.history:  # or back, where the history itself is asked for
+          now[name] = _write(memory, memory.init(batch), before, key)
+        elif start > task.history:
+          between = jax.tree.map(
+              jnp.asarray, task.part(task.history, start, poses=arm.poses))
+          now[name] = _write(memory, now[name], between, key)
     state = world_model.WorldState(recent=state.recent.push(before), memories=now)
     future = task.future(index, poses=arm.poses)
     keys = jax.random.split(jax.random.fold_in(key, index), batch)
