@@ -13,6 +13,7 @@ from wmpoe.evaluation import film
 from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
+from wmpoe.evaluation import metrics
 
 Body = dict[str, Any]
 Summaries = dict[str, dict[str, Any]]
@@ -109,7 +110,8 @@ def curves(
 ) -> list[dict[str, Any]]:
   """One curve per metric out of `{NAME: [metrics at each x]}`."""
   return [{
-      'title': f'{metric} against {xlabel}', 'xlabel': xlabel, 'ylabel': metric, 'metric': metric,
+      'title': f'{metrics.name(metric)} against {xlabel}', 'xlabel': xlabel,
+      'ylabel': metrics.name(metric), 'metric': metric,
       'series': {
           name: {'x': [float(v) for v in x],
                  **{k: [point[metric][k] for point in points] for k in ('mean', 'low', 'high')}}
