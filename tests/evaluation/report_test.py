@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from wmpoe.evaluation import animation
+from wmpoe.evaluation import charts
 from wmpoe.evaluation import film
 from wmpoe.evaluation import report
 from wmpoe.evaluation import results
@@ -311,6 +312,18 @@ def test_gif_shows_every_frame_of_every_row_in_true_colours(tmp_path):
         if t != 2:  # no mark nearby
           assert np.abs(shown - true).max() < 24
     assert movie.info['duration'] == 1700
+
+
+@pytest.mark.parametrize(('arm', 'name'), [
+    ('short_term+long_term', 'Short-term + long-term'),
+    ('all_off', 'All composed, no contrast'),
+    ('short_term+spatial_off', 'Short-term + spatial, no contrast'),
+    ('base_imagined', 'Base, no memory, own frames appended'),
+    ('copy_turned', 'Copy: nearest, turned'),
+    ('spatial_200', 'Spatial 200'),
+])
+def test_arms_have_names_in_words(arm, name):
+  assert charts.arm_name(arm) == name
 
 
 def test_mp4_shows_every_frame_of_every_row(tmp_path):

@@ -18,7 +18,22 @@ _ARMS = {
   'long_term_new_order': 'Long-term, new order',
   'other_episode': 'Another episode’s memory',
   'shuffled_history': 'Shuffled history',
+  'spatial_odometry': 'Spatial, poses from odometry',
+  'spatial_absolute': 'Absolute poses and LoRA',
+  'sliding': 'Short-term network alone',
+  'naive_product': 'All, naive product',
+  'full': 'Full attention',
+  'ssm': 'State space',
+  'history_guidance_v': 'History Guidance, vanilla',
+  'history_guidance_t': 'History Guidance, temporal',
+  'base_contrast': 'Base against no context',
+  'copy_last': 'Copy: last frame',
+  'copy_mean': 'Copy: mean of the history',
+  'copy_pose': 'Copy: nearest in true pose',
+  'copy_turned': 'Copy: nearest, turned',
 }
+_ENDINGS = {
+  '_off': ', no contrast', '_true': ', true frames appended', '_imagined': ', own frames appended'}
 _WIDTH = 960  # of every full-width drawing, in SVG units
 
 
@@ -31,8 +46,13 @@ def arm_name(arm: str) -> str:
   Returns:
     E.g. `Short-term + long-term`.
   """
+  if arm in _ARMS:
+    return _ARMS[arm]
+  for ending, said in _ENDINGS.items():
+    if arm.endswith(ending):
+      return arm_name(arm.removesuffix(ending)) + said
   words = ' + '.join(part.replace('_term', '-term').replace('_', ' ') for part in arm.split('+'))
-  return _ARMS.get(arm, words[:1].upper() + words[1:])
+  return words[:1].upper() + words[1:]
 
 
 def escape(text: Any) -> str:
@@ -65,8 +85,9 @@ def _tick_labels(metric: str, ticks: Sequence[float]) -> list[str]:
 
 
 def _kind(arm: str, *, control: bool) -> str:
-  """Returns the colour class: reference and controls recede, compositions stand out."""
-  return 'ctrl' if control else 'base' if arm == 'base' else 'sum' if arm == 'all' else 'one'
+  """Returns the colour class: references and controls recede, compositions stand out."""
+  reference = arm == 'base' or arm.startswith('copy_')
+  return 'ctrl' if control else 'base' if reference else 'sum' if arm == 'all' else 'one'
 
 
 def bars(results: Mapping[str, Any], metric: str) -> str:
