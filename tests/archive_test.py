@@ -60,6 +60,13 @@ def test_bytes_do_not_depend_on_the_machine(tmp_path):
   np.testing.assert_array_equal(leaves['x'], [0, 1, 2])
 
 
+def test_what_another_process_writes_is_checked_and_not_written(tmp_path):
+  arguments = tmp_path / 'a.npz', _KIND, {'who': 'me'}, {'x': np.arange(3, dtype='i4')}
+  card = archive.write(*arguments, here=False)
+  assert not list(tmp_path.iterdir())
+  assert card == archive.write(*arguments) and (tmp_path / 'a.npz').is_file()
+
+
 def test_what_such_files_do_not_hold_is_refused(tmp_path):
   path = tmp_path / 'n.npz'
   with pytest.raises(TypeError, match="Leaf 'x' is float32; files of notes hold int32, bool."):

@@ -138,7 +138,7 @@ def _keep(
   kept = kept_lib.Kept(folder / f'.{protocol}-{name}', writes=multihost.is_main())
   if kept.parts():
     print(f'going on: a run that was stopped left {kept.parts()} measured part(s) in '
-          f'{kept.folder}', file=sys.stderr)
+          f'{kept.folder}; without that folder all is measured anew', file=sys.stderr)
   return kept
 
 

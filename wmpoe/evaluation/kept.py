@@ -15,6 +15,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
+from wmpoe import archive
 from wmpoe.evaluation import results
 
 # Nested dicts of arrays.
@@ -24,12 +25,9 @@ _SECONDS = 'seconds it took'
 
 def fingerprint(settings: Any, arrays: Any) -> str:
   """Says in 12 letters what is measured: settings (JSON types), and all leaves of a pytree."""
-  digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-  for leaf in jax.tree.leaves(arrays):
-    value = np.asarray(leaf)
-    digest.update(f'{value.dtype}{value.shape}'.encode())
-    digest.update(np.ascontiguousarray(value).tobytes())
-  return digest.hexdigest()[:12]
+  leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(arrays))}
+  said = json.dumps([settings, archive.digest_of(leaves)], sort_keys=True, default=str)
+  return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 class Kept:

@@ -110,16 +110,15 @@ def imagine(
     before = jax.tree.map(jnp.asarray, task.part(0, start, poses=arm.poses))
     state = composed.init(batch)
     now = dict(memories)
-    if arm.memory_of != 'other':
-      # Windows move on with the episode; what is written into the other memories stays.
+    if arm.memory_of != 'other' and start != task.history:
+      # Windows move on with the episode, or back to where the history itself is asked for; what is
+      # written into the other memories stays.
+      back = start < task.history
+      seen = before if back else jax.tree.map(
+          jnp.asarray, task.part(task.history, start, poses=arm.poses))
       for name in set(model.follows) & set(now):
         memory = model.memories[name]
-        if start < task.history:  # or back, where the history itself is asked for
-          now[name] = _write(memory, memory.init(batch), before, key)
-        elif start > task.history:
-          between = jax.tree.map(
-              jnp.asarray, task.part(task.history, start, poses=arm.poses))
-          now[name] = _write(memory, now[name], between, key)
+        now[name] = _write(memory, memory.init(batch) if back else now[name], seen, key)
     state = world_model.WorldState(recent=state.recent.push(before), memories=now)
     future = task.future(index, poses=arm.poses)
     keys = jax.random.split(jax.random.fold_in(key, index), batch)

@@ -109,27 +109,25 @@ def streaming(study: maze_study.Study) -> maze_study.Outcome:
         _stream(arm.of(model), task, own=own, key=jax.random.key(seed), progress=functools.partial(
             say, f'streaming {name}, {"own" if own else "true"} frames appended'))
         for name, arm in chosen.items() for own in (False, True)])
-    return {'frames': frames, **maze_arms.score(frames, task.truth, study.measures, say)}
+    return maze_arms.score(frames, task.truth, study.measures, say)
 
   found = [study.kept.once(f'seed {seed}', functools.partial(measure, seed))
            for seed in study.seeds]
   progress.done()
-  measured = {
-      name: maze_arms.Measured(
-          scores={m: np.stack([one[m][at] for one in found]) for m in study.measures},
-          frames=found[0]['frames'][at]) for at, name in enumerate(labels)}
-  summaries = {
-      name: {m: results.bootstrap(x, seed=0) for m, x in maze_arms.per_episode(
-          one, task, split=False)[0].items()} for name, one in measured.items()}
-  series: dict[str, list] = {name: [] for name in measured}
-  for index in range(rounds):
-    there = slice(index * length, (index + 1) * length)
-    for name, one in measured.items():
-      series[name].append({
-          m: results.bootstrap(x[:, :, there].mean(axis=2).T, seed=0)
-          for m, x in one.scores.items()})
+
+  def summary(at: int, begin: int, end: int) -> dict[str, Any]:
+    """Metrics of an arm on the frames [begin, end)."""
+    return {
+        m: results.bootstrap(
+            np.stack([one[m][at, :, begin:end].mean(axis=1) for one in found], axis=1), seed=0)
+        for m in study.measures}
+
+  series = {
+      name: [summary(at, length * index, length * (index + 1)) for index in range(rounds)]
+      for at, name in enumerate(labels)}
   return {
-      'arms': summaries, 'controls': {},
+      'arms': {name: summary(at, 0, length * rounds) for at, name in enumerate(labels)},
+      'controls': {},
       'curves': maze_study.curves(study, series, list(range(1, rounds + 1)), 'round'),
   }, []
 

@@ -59,8 +59,8 @@ class Sharded:
     def one_device(shared, own, shares, x, level):
       def run(mine):
         denoisers = [
-            jax.tree.unflatten(tree, [(own if mine_alone else shared)[at][0]
-                                      for mine_alone, at in leaves])
+            jax.tree.unflatten(
+                tree, [(own if of_episodes else shared)[at][0] for of_episodes, at in leaves])
             for _, tree, leaves in mine]
         total = jnp.zeros_like(x)  # all there is where devices outnumber branches
         for (slots, _, _), eps in zip(
