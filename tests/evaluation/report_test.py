@@ -234,6 +234,12 @@ def test_terminal_table_cuts_no_cell_and_says_which_metrics_are_elsewhere(width,
   assert metrics == 40 or f'{40 - metrics} more metrics' in table
 
 
+def test_terminal_table_cuts_no_cell_however_many_there_are():
+  many = {f'metric_{i:02d}': {'mean': 0.5, 'low': 0.25, 'high': 0.75, 'n': 2} for i in range(90)}
+  table = report.terminal_table({**_result(), 'arms': {'base': many}, 'controls': {}})
+  assert table.count('0.500 [0.250, 0.750]') == 90
+
+
 def test_the_reader_makes_the_same_report_from_the_file(tmp_path, capsys):
   result = _result(curves=[_curve()])
   results.write(tmp_path / 'results.json', result)
