@@ -47,6 +47,14 @@ _MODELS = {
     'ssm': dict(network='ssm', width=512, context=200, map_dim=0),
     'absolute': dict(width=512, map_dim=0, pose_code=dict(name='absolute', scale=9.0)),
 }
+# Steps and batches at which a network of two cores costs what cpu_short_term does: 76 TFLOP.
+_BUDGET = {
+    'short_term': dict(steps=700, batch_size=8, warmup_steps=200),
+    'full': dict(steps=195, batch_size=2, warmup_steps=20),
+    'ssm': dict(steps=270, batch_size=4, warmup_steps=20),
+    'forcing': dict(steps=570, batch_size=8, warmup_steps=50),
+    'absolute': dict(steps=3000, batch_size=8, warmup_steps=200),
+}
 VARIANTS = ('', 'autoencoder', 'odometry', *_MODELS)
 
 
@@ -157,7 +165,7 @@ def _denoiser(config: ml_collections.ConfigDict) -> None:
   config.init_from = 'memory_maze_spatial'
   config.model.pose_code.field = 0
   config.train.update(
-      steps=700, batch_size=8, learning_rate=4e-4, ema_decay=0.99, checkpoint_every=200, seed=1)
+      _BUDGET[config.expert], learning_rate=4e-4, ema_decay=0.99, checkpoint_every=200, seed=1)
   if config.expert == 'ssm':
     config.model.update(state=8, expand=1)
   if config.expert == 'forcing':
