@@ -224,6 +224,7 @@ def test_values_read_as_people_write_them():
     ('psnr_unseen_minus_base', 'PSNR, unseen, minus base', 'dB', 1),
     ('lpips_vgg_revisited_cut', 'LPIPS (VGG), revisited, cut against base', '%', 1),
     ('psnr_in_window', 'PSNR, in window', 'dB', 1),
+    ('recall_outside', 'Recall, outside the window', '%', 1),
     ('my_own_unseen', 'My own, unseen', '', 0),
     ('_cut', ' cut', '', 0),
   ],

@@ -14,7 +14,6 @@ import numpy as np
 from wmpoe.evaluation import film
 from wmpoe.evaluation import results
 
-_PAPER = (255, 255, 255)
 _INK = (40, 44, 52)
 _MUTED = (120, 126, 138)
 
@@ -115,7 +114,7 @@ def _pages(strip: film.Strip, scale: int | None) -> list[np.ndarray]:
   times = strip.times or range(length)
   pages = []
   for t in range(length):
-    page = image_lib.new('RGB', size, _PAPER)
+    page = image_lib.new('RGB', size, film.PAPER)
     draw = draw_lib.Draw(page)
     draw.text((margin, 12), strip.title, fill=_INK, font=big)
     clock = f'frame {times[t]}'

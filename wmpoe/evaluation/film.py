@@ -18,7 +18,7 @@ import numpy as np
 # as well, for print.
 RIGHT = (0, 158, 115)
 WRONG = (213, 94, 0)
-_PAPER = (255, 255, 255)
+PAPER = (255, 255, 255)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ def _outline(part: np.ndarray, *, right: bool, thickness: int) -> None:
   y, x = np.mgrid[:height, :width]
   depth = np.minimum.reduce([y, x, height - 1 - y, width - 1 - x])
   edge = depth < thickness
-  part[edge] = _PAPER  # between the dashes: seen on any picture
+  part[edge] = PAPER  # between the dashes: seen on any picture
   if not right:
     dash = max(2, round(height / 7))
     # The dashes run along whichever side is nearer.

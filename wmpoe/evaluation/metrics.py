@@ -39,6 +39,7 @@ SUFFIXES = {
   '_revisited': ', revisited',
   '_unseen': ', unseen',
   '_in_window': ', in window',
+  '_outside': ', outside the window',
   '_minus_base': ', minus base',
   '_cut': ', cut against base',
 }
