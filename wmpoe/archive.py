@@ -22,11 +22,12 @@ import io
 import json
 import os
 import pathlib
-import secrets
 from typing import Any
 import zipfile
 
 import numpy as np
+
+from wmpoe import whole_file
 
 _CARD_MEMBER = 'card.json'
 _SUFFIX = '.npy'
@@ -101,7 +102,7 @@ def write(
         f'booleans and None ({error}). Convert it first, a ConfigDict by its to_dict().'
     ) from error
   if here:
-    _write_atomically(destination, _to_bytes(kind, card_text, leaves))
+    whole_file.write(destination, _to_bytes(kind, card_text, leaves))
   return json.loads(card_text)
 
 
@@ -194,22 +195,6 @@ def _to_bytes(kind: Kind, card_text: str, leaves: Mapping[str, np.ndarray]) -> b
       np.lib.format.write_array(member, leaf, allow_pickle=False)
       add(f'{kind.prefix}/{path}{_SUFFIX}', member.getvalue())
   return buffer.getvalue()
-
-
-def _write_atomically(destination: pathlib.Path, content: bytes) -> None:
-  destination.parent.mkdir(parents=True, exist_ok=True)
-  # In the same folder, since a rename is atomic only within one file system. The name doesn't end
-  # in .npz: what a killed run leaves behind is never taken for a finished file.
-  temporary = destination.with_name(f'.{destination.name}.{secrets.token_hex(4)}.tmp')
-  try:
-    with open(temporary, 'xb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, destination)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
 
 
 def _read(source: pathlib.Path, kind: Kind) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -112,7 +112,7 @@ def test_what_hits_every_episode_is_no_bad_episode(collect, monkeypatch):
     patch.setattr(maze_simulator, 'run', _raises(ImportError('no OpenGL')))
     with pytest.raises(ImportError, match='no OpenGL'):
       collect(episodes=2)
-  monkeypatch.setattr(maze_collection.episode, 'write_atomically', _raises(OSError('disk full')))
+  monkeypatch.setattr(maze_collection.whole_file, 'write', _raises(OSError('disk full')))
   with pytest.raises(OSError, match='disk full'):
     collect(episodes=2)
 

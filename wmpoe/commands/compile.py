@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 
 from wmpoe import sharding
+from wmpoe import whole_file
 from wmpoe import world_model
 from wmpoe import zoo
 from wmpoe.aot import programs
@@ -29,7 +30,6 @@ from wmpoe.aot import report
 from wmpoe.aot import topologies
 from wmpoe.commands import common
 from wmpoe.commands import runs
-from wmpoe.evaluation import results
 from wmpoe.training import trainer
 
 _COMPOSED = ('short_term', 'spatial')
@@ -104,7 +104,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   rows = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(folder.glob('*.json'))]
   command = f'python -m wmpoe compile --topology={",".join(flags.topology)} ...'
   page = pathlib.Path(flags.page) if flags.page else folder / 'compile.md'
-  results.write_atomic(page, report.page(rows, command).encode())
+  whole_file.write(page, report.page(rows, command).encode())
   print(report.table([row for found in done.values() for row in found]))
   if flags.compare:
     print('\nThe second config over the first:\n')
@@ -168,7 +168,7 @@ def _row(
     label, job = _job(flags, description, file, program, mesh)
     measured = programs.measure(job, where)
   row = {'config': label, 'attention': description['model']['implementation'], **measured}
-  results.write_atomic(path, (json.dumps(row, indent=2) + '\n').encode())
+  whole_file.write(path, (json.dumps(row, indent=2) + '\n').encode())
   return row
 
 

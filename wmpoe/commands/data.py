@@ -20,8 +20,8 @@ from typing import Any
 from absl import flags as absl_flags
 import numpy as np
 
+from wmpoe import whole_file
 from wmpoe.commands import common
-from wmpoe.data import episode
 from wmpoe.data import inspection
 from wmpoe.data.sources import conversion
 from wmpoe.data.sources import lerobot
@@ -191,7 +191,7 @@ def _stats(flags: absl_flags.FlagValues) -> None:
   if flags.workdir:
     path = common.output_folder(flags.workdir) / 'stats.json'
     text = json.dumps({**summary, 'bad': bad}, indent=2).encode()
-    episode.write_atomically(path, lambda file: file.write(text))
+    whole_file.write(path, text)
     print(f'wrote {path}')
   print(f'next: python -m wmpoe data preview --source={flags.source}')
 
@@ -218,7 +218,7 @@ def _preview(flags: absl_flags.FlagValues) -> None:
   scale = max(1, round(96 / max(spaces.frame)))
   sheet = film.contact_sheet(film.Strip(rows=rows), scale=scale)
   path = pathlib.Path(out) / 'preview.png'
-  episode.write_atomically(path, lambda file: file.write(film.png(sheet)))
+  whole_file.write(path, film.png(sheet))
   shortest = min(min(map(len, films.values())), 120)
   moving = {label: frames[:shortest] for label, frames in list(films.items())[:4]}
   gif = animation.write_gif(

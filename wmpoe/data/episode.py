@@ -6,8 +6,7 @@ An episode file is an npz archive without pickle: `frames`, `actions`, `poses` a
 one UTF-8 JSON `{"format": "wmpoe.episode", "version": 1, "meta": {...}}` as bytes.
 """
 
-from collections.abc import Callable, Sequence
-import contextlib
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
@@ -18,6 +17,7 @@ import flax.struct
 import jax
 import numpy as np
 
+from wmpoe import whole_file
 from wmpoe.data import npz
 
 FORMAT = 'wmpoe.episode'
@@ -76,9 +76,8 @@ class Episode:
       raise ValueError(f'{path}: meta is not JSON ({error}); use plain values.') from error
     meta = np.frombuffer(header.encode(), np.uint8)
     arrays = {name: getattr(self, name) for name in _FIELDS}
-    write_atomically(
-        path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays, meta=meta)
-    )
+    whole_file.write(
+        path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays, meta=meta))
 
   @staticmethod
   def load(path: str | os.PathLike[str], **expected: Any) -> 'Episode':
@@ -115,29 +114,6 @@ def _parse(raw: np.ndarray, path: str | os.PathLike[str]) -> dict[str, Any]:
         f'{FORMAT!r} version {VERSION}.'
     )
   return meta
-
-
-def write_atomically(path: pathlib.Path, write: Callable[[Any], None]) -> None:
-  """Calls `write(file)` under a temporary name in the same folder, then renames.
-
-  Raises:
-    OSError: the folder does not exist or cannot be written.
-  """
-  temporary = path.with_name(f'.{path.name}.tmp')
-  try:
-    with open(temporary, 'wb') as file:
-      write(file)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except OSError as error:
-    raise OSError(
-        f'Cannot write {path}: {error.strerror or error}. Choose a folder that exists and can be '
-        'written.'
-    ) from error
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink()
 
 
 def stack(episodes: Sequence[Episode], *, start: int = 0, stop: int | None = None) -> Observation:

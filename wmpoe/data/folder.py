@@ -11,6 +11,7 @@ import pathlib
 import re
 from typing import Any
 
+from wmpoe import whole_file
 from wmpoe.data import episode
 
 SPACES = 'spaces.json'
@@ -123,7 +124,7 @@ def _prepared(
       )
   else:
     text = json.dumps(spaces, indent=2).encode()
-    episode.write_atomically(folder / SPACES, lambda file: file.write(text))
+    whole_file.write(folder / SPACES, text)
   return folder
 
 

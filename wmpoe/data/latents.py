@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from wmpoe import whole_file
 from wmpoe.data import episode
 from wmpoe.data import npz
 
@@ -50,13 +51,13 @@ def write(
     arrays: dict[str, Any] = {
         'latents': np.asarray(latents, np.float16), 'actions': item.actions, 'poses': item.poses}
     save = functools.partial(np.savez, allow_pickle=False, **arrays)
-    episode.write_atomically(folder / f'{name}.npz', save)
+    whole_file.write(folder / f'{name}.npz', save)
     metas[name] = item.meta
     yield name
   index = {
       'format': FORMAT, 'version': VERSION, 'encoder': encoder, 'episodes': metas, **about}
   text = json.dumps(index, indent=1).encode()
-  episode.write_atomically(folder / INDEX, lambda file: file.write(text))
+  whole_file.write(folder / INDEX, text)
 
 
 def read_index(folder: str | os.PathLike[str], *, encoder: str | None = None) -> dict[str, Any]:

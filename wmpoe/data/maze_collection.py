@@ -19,7 +19,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from wmpoe.data import episode
+from wmpoe import whole_file
 from wmpoe.data import maze_config
 from wmpoe.data import maze_explorer
 from wmpoe.data import maze_simulator
@@ -183,7 +183,7 @@ def _make(job: _Job) -> str | None:
     raise
   except Exception as error:  # Physics, rendering, policy: whatever it is, it is this episode's.
     return f'episode of seed {seed} cannot be made ({type(error).__name__}: {error}).'
-  episode.write_atomically(
+  whole_file.write(
       job.path, lambda file: np.savez_compressed(file, allow_pickle=False, **fields))
   return None
 
@@ -230,7 +230,7 @@ def _parallel(jobs: Sequence[_Job], processes: int) -> Iterator[tuple[_Job, str 
 
 def _write_index(folder: pathlib.Path, content: dict[str, Any]) -> None:
   text = json.dumps({'format': FORMAT, 'version': VERSION, **content}, indent=1).encode()
-  episode.write_atomically(folder / INDEX, lambda file: file.write(text))
+  whole_file.write(folder / INDEX, text)
 
 
 def read_index(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from wmpoe import whole_file
 from wmpoe.evaluation import film
-from wmpoe.evaluation import results
 
 _INK = (40, 44, 52)
 _MUTED = (120, 126, 138)
@@ -53,7 +53,7 @@ def write_gif(
   plain[0].save(
       buffer, 'GIF', save_all=True, append_images=plain[1:], duration=times, loop=0,
       optimize=False)
-  return results.write_atomic(path, buffer.getvalue())
+  return whole_file.write(path, buffer.getvalue())
 
 
 def write_mp4(
@@ -98,7 +98,7 @@ def write_mp4(
         writer.send(np.ascontiguousarray(even(page)))
     finally:
       writer.close()
-    return results.write_atomic(path, made.read_bytes())
+    return whole_file.write(path, made.read_bytes())
 
 
 def _pages(strip: film.Strip, scale: int | None) -> list[np.ndarray]:

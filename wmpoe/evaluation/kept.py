@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from wmpoe import archive
-from wmpoe.evaluation import results
+from wmpoe import whole_file
 
 # Nested dicts of arrays.
 Found = dict[str, Any]
@@ -67,7 +67,7 @@ class Kept:
       data = io.BytesIO()
       flat: dict[str, Any] = traverse_util.flatten_dict(found, sep='/')
       np.savez(data, **{**flat, _SECONDS: time.monotonic() - begun})
-      results.write_atomic(path, data.getvalue())
+      whole_file.write(path, data.getvalue())
     return found
 
   def missing(self, names: Iterable[str]) -> list[str]:

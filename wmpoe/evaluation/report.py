@@ -17,6 +17,7 @@ import shutil
 import sys
 from typing import Any
 
+from wmpoe import whole_file
 from wmpoe.evaluation import charts
 from wmpoe.evaluation import film
 from wmpoe.evaluation import map_chart
@@ -177,7 +178,7 @@ def render(
     parts.append('</section>')
   parts.append(_provenance(results['meta']))
   page = _PAGE.format(title=charts.escape(title), style=_STYLE, body='\n'.join(parts))
-  return results_lib.write_atomic(pathlib.Path(out_dir) / name, page.encode())
+  return whole_file.write(pathlib.Path(out_dir) / name, page.encode())
 
 
 def _main_metric(metrics: Sequence[str]) -> str:

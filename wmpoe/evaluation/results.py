@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import wmpoe
+from wmpoe import whole_file
 from wmpoe.evaluation import result_format
 
 _PACKAGES = ('jax', 'flax', 'optax', 'numpy')
@@ -166,10 +167,10 @@ def write(path: str | os.PathLike, results: Mapping[str, Any]) -> pathlib.Path:
 
   Raises:
     ValueError: See `result_format.validate`.
-    OSError: See `write_atomic`.
+    OSError: See `whole_file.write`.
   """
   result_format.validate(results)
-  return write_atomic(path, (_dumps(results) + '\n').encode())
+  return whole_file.write(path, (_dumps(results) + '\n').encode())
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
@@ -190,30 +191,6 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
   except ValueError as error:
     raise ValueError(f'{path} is not a results file: {error}') from error
   return results
-
-
-def write_atomic(path: str | os.PathLike, data: bytes) -> pathlib.Path:
-  """Writes a file, its folder if need be, so that a reader finds all of it or the old one.
-
-  Raises:
-    OSError: The folder cannot be made or written; the message says what to do.
-  """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with open(temporary, 'wb') as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
-  except OSError as error:
-    message = f'Cannot write {path} ({error.strerror}); choose a folder you may write to'
-    raise type(error)(error.errno, message) from error
-  return path
 
 
 def meta(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wmpoe import whole_file
 from wmpoe.data import episode
 from wmpoe.data import folder
 from wmpoe.data import spaces as spaces_lib
@@ -143,7 +144,7 @@ def finish(out_dir: str | os.PathLike[str], *, converted: int, bad: Mapping[str,
   """Writes conversion.json: how many episodes there are, and every bad one with its fault."""
   path = pathlib.Path(out_dir) / INDEX
   text = json.dumps({**about, 'episodes': converted, 'bad': dict(bad)}, indent=2).encode()
-  episode.write_atomically(path, lambda file: file.write(text))
+  whole_file.write(path, text)
   return path
 
 

@@ -1,0 +1,49 @@
+"""A file is there whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from wmpoe import whole_file
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+  path = tmp_path / 'a.npz'
+  path.write_bytes(b'old')
+
+  def write(file):
+    file.write(b'half')
+    raise OSError(28, 'No space left on device')
+
+  with pytest.raises(OSError, match='Cannot write .*No space left.*choose a folder'):
+    whole_file.write(path, write)
+  assert path.read_bytes() == b'old'
+  assert os.listdir(tmp_path) == ['a.npz']
+
+
+def test_a_reader_never_sees_a_file_change_under_its_hands(tmp_path):
+  path = tmp_path / 'a.npz'
+  path.write_bytes(b'old')
+  with open(path, 'rb') as reader:
+    whole_file.write(path, b'new')
+    assert reader.read() == b'old'
+  assert path.read_bytes() == b'new'
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+  path = tmp_path / 'a.npz'
+  path.write_bytes(b'old')
+  code = (
+      'import os, signal, sys\n'
+      'from wmpoe import whole_file\n'
+      'def write(file):\n'
+      '  file.write(b"half"); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n'
+      'whole_file.write(sys.argv[1], write)\n'
+  )
+  done = subprocess.run(
+      [sys.executable, '-c', code, str(path)], capture_output=True, check=False)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  assert path.read_bytes() == b'old'

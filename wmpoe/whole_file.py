@@ -1,0 +1,46 @@
+"""Files that are there whole or not at all: written under another name, then renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import contextlib
+import os
+import pathlib
+import secrets
+from typing import Any
+
+
+def write(path: str | os.PathLike[str], content: bytes | Callable[[Any], Any]) -> pathlib.Path:
+  """Writes a file, its folder if need be; a reader finds all of it, or what was there before.
+
+  Args:
+    path: The file.
+    content: Its bytes, or a function that writes them to an open binary file.
+
+  Returns:
+    The path.
+
+  Raises:
+    OSError: The folder cannot be made or written, or the disk is full; says what to do.
+  """
+  path = pathlib.Path(path)
+  # In the same folder, since a rename is atomic only within one file system. The name ends as no
+  # file of ours does: what a killed run leaves behind is never taken for a finished one.
+  temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, 'xb') as file:
+      if callable(content):
+        content(file)
+      else:
+        file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    message = f'Cannot write {path} ({error.strerror or error}); choose a folder you may write to'
+    raise type(error)(error.errno, message) from error
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+  return path
