@@ -76,7 +76,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   # replays inside what is remembered.
   config.protocol = dict(
       history=200, starts=(200, 240), replays=(60, 100, 140), chunks=2,
-      contexts=(50, 100, 150, 200, 250), ranks=(8, 32, 64), rank_histories=(50, 150, 250),
+      contexts=(50, 100, 150, 200, 250), ranks=(8, 32, 64, 256), rank_histories=(50, 150, 250),
       first=33, rounds=11, steps_per_round=25,
       alone=dict(short_term=1.0, long_term=1.0, spatial=1.75), odometry='memory_maze_odometry',
       # Files of models by themselves; '' for the packaged one, and for none if none is packaged.
@@ -87,7 +87,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
           history_guidance_t=dict(windows=((33, 0), (8, 0)), strengths=(1.0, 0.5))),
       # The paper's spatial memory: absolute poses, and the episode in LoRA on all layers.
       absolute=dict(
-          compositions.MEMORY_MAZE['long_term'], baseline='own',
+          compositions.MEMORY_MAZE['long_term'], baseline='own', field=0, regression={},
           lora=dict(rank=16, alpha=16.0, targets=lora.TARGETS, table_scale=30.0)))
   if not variant:
     return config
@@ -191,6 +191,7 @@ def _paper_scale(config: ml_collections.ConfigDict) -> None:
   config.protocol.chunks, config.protocol.alone = 1, {}
   compose = config.compose
   compose.weights, compose.levels, compose.num_steps = {}, {}, 50
+  compose.long_term.field, compose.long_term.regression = 0, {}
   compose.long_term.lora.update(rank=64, alpha=64.0, targets=lora.TARGETS)
   writing = compose.long_term.writing
   writing.optimizer = dict(name='adamw', learning_rate=1e-4)

@@ -29,17 +29,21 @@ CARDS = {
 }
 
 
-# Memory Maze at CPU scale. A table keyed by place is what is written: adapters of the
-# layers beside it cost half as much again and add nothing on validation mazes.
+# Memory Maze at CPU scale. A table keyed by place is what is written, and solved for: inner steps
+# after that (or adapters of the layers beside it) add nothing on validation mazes.
 MEMORY_MAZE = {
     'rule': 'shared_base',
-    'weights': {'short_term': 0.5, 'long_term': 0.3, 'spatial': 1.75},
+    'weights': {'short_term': 0.3, 'long_term': 0.15, 'spatial': 1.75},
     'levels': {'long_term': {'high': -1.0}},
     'sampler': {'name': 'ddim', 'eta': 0.0},
     'num_steps': 10,
     'long_term': {
+        'field': 256,
+        # (how many, cells off, radians turned) around every frame seen.
+        'regression': {
+            'views': ((1, 0.0, 0.0), (4, 0.3, 0.3), (4, 1.5, 3.0)), 'ridge': 1e-4, 'steps': 0},
         'lora': {
-            'rank': 128, 'alpha': 128.0, 'targets': ['field'], 'table_scale': 30.0},
+            'rank': 256, 'alpha': 256.0, 'targets': ['field'], 'table_scale': 30.0},
         'writing': {
             'steps': 100, 'clips_per_step': 1, 'target': 8, 'capacity': 256, 'balance': 0.0,
             'objective': {

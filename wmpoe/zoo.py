@@ -5,6 +5,7 @@ expert can be rebuilt years later from its card alone.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 import os
 from typing import Any, TypedDict
@@ -27,6 +28,7 @@ from wmpoe.experts import expert
 from wmpoe.experts import key_frames
 from wmpoe.experts import long_term as long_term_lib
 from wmpoe.experts import objective as objective_lib
+from wmpoe.experts import place_field
 from wmpoe.experts import short_term as short_term_lib
 from wmpoe.experts import spatial as spatial_lib
 from wmpoe.experts import writing as writing_lib
@@ -200,16 +202,35 @@ def lora_spec(description: Description) -> lora_lib.LoraSpec:
   return lora_lib.LoraSpec(**{**options, 'targets': tuple(options['targets'])})
 
 
-def long_term(description: Description, base: base_lib.Base, env: Description
-              ) -> long_term_lib.LongTerm:
-  """The long-term memory of a base; reads 'lora', 'writing', 'baseline' and 'reading'.
+def long_term(
+    description: Description, base: base_lib.Base, env: Description,
+    spatial: key_frames.Posed | None = None,
+) -> long_term_lib.LongTerm:
+  """The long-term memory of a base; reads 'lora', 'writing', 'baseline', 'reading', 'regression'.
 
   Nothing of it is trained beforehand: it is the base's own weights and a way of writing them.
+
+  Args:
+    description: The entries named above. Of 'regression', 'steps' are the inner steps after it, in
+      place of those of 'writing', the others are those of `place_field.Regression`; an empty one or
+      None trains the field.
+    base: The base.
+    env: Its environment.
+    spatial: The spatial memory that is one network with the base. Without it there is nothing to
+      regress on, and the field is trained.
   """
+  how, spec, regression = writing(description), lora_spec(description), None
+  options = dict(description.get('regression') or {})
+  if options and spatial is not None:
+    how = dataclasses.replace(how, steps=options.pop('steps'))
+    views = tuple(tuple(view) for view in options.pop('views', place_field.VIEWS))
+    regression = place_field.Regression(
+        params={'encoder': spatial.params['encoder'], 'map_embed': base.params['map_embed']},
+        model=spatial.model, rank=spec.rank, views=views, **options)
   return long_term_lib.create(
-      jax.random.key(0), base.model, base.params, **dimensions(env), spec=lora_spec(description),
-      optimizer=optimizer(description['writing']['optimizer']), writing=writing(description),
-      baseline=description['baseline'], reading=description['reading'])
+      jax.random.key(0), base.model, base.params, **dimensions(env), spec=spec,
+      optimizer=optimizer(description['writing']['optimizer']), writing=how,
+      regression=regression, baseline=description['baseline'], reading=description['reading'])
 
 
 def shapes(description: Description) -> Any:
@@ -267,13 +288,17 @@ def build(
       unless one is given.
     compose: 'rule', 'weights' (by name), 'sampler', 'num_steps', optionally 'levels' (by name, the
       'low' and 'high' log-SNR between which an expert has its weight), 'baselines' (by name: 'base'
-      instead of an expert's own) and 'long_term', the base's long-term memory, or None for none.
+      instead of an expert's own) and 'long_term', the base's long-term memory (see `long_term`;
+      its 'field' is how many keys of places it writes to, where a base has any), or None for none.
     latents: The latent space the experts work in, if they do.
 
   Raises:
     ValueError: for an unknown expert, or experts of different environments.
   """
-  experts = dict(experts)
+  features = (compose['long_term'] or {}).get('field', 0)
+  experts = {
+      name: _with_field(*expert, features) if features else expert
+      for name, expert in experts.items()}
   joint = 'base' not in experts and 'spatial' in experts and (
       experts['spatial'][1]['env']['name'] != 'cards')
   if joint:
@@ -291,21 +316,25 @@ def build(
           f'{name} was trained on {other["env"]}, base on {env}; experts must share their '
           'environment.')
   base = base_lib.Base(params=params, model=model(description))
+  spatial: Any = None
+  if 'spatial' in experts:
+    trained, described = experts['spatial']
+    spatial = spatial_model(described)
+    if isinstance(spatial, key_frames.KeyFrameModel):
+      spatial = key_frames.Posed(
+          params=trained, model=spatial, baseline='base' if joint else 'own')
+    else:
+      spatial = spatial_lib.Spatial(params=trained, model=spatial)
   memories: dict[str, Any] = {}
   if 'short_term' in experts:
     trained, described = experts['short_term']
     memories['short_term'] = short_term_lib.ShortTerm(
         params=trained, model=model(described), **dimensions(env))
   if compose['long_term'] is not None:
-    memories['long_term'] = long_term(compose['long_term'], base, env)
-  if 'spatial' in experts:
-    trained, described = experts['spatial']
-    spatial = spatial_model(described)
-    if isinstance(spatial, key_frames.KeyFrameModel):
-      memories['spatial'] = key_frames.Posed(
-          params=trained, model=spatial, baseline='base' if joint else 'own')
-    else:
-      memories['spatial'] = spatial_lib.Spatial(params=trained, model=spatial)
+    memories['long_term'] = long_term(
+        compose['long_term'], base, env, spatial if joint else None)
+  if spatial is not None:
+    memories['spatial'] = spatial
   for name, baseline in compose.get('baselines', {}).items():
     if name in memories:
       memories[name] = memories[name].replace(baseline=baseline)
@@ -319,6 +348,19 @@ def build(
       rule=composition.rule_by_name(compose['rule']), sampler=sampler(compose['sampler']),
       num_steps=compose['num_steps'], levels=tuple(sorted(levels.items())),
       chunk=description['model']['target'], **dimensions(env))
+
+
+def _with_field(params: Any, description: Description, features: int) -> tuple[Any, Description]:
+  """An expert with that many keys in its place field, whose table is zero whatever its size."""
+  code = description['model'].get('pose_code') or {}
+  if not code.get('field'):
+    return params, description
+  inner = params.get('denoiser', params)
+  inner = {**inner, 'field': jnp.zeros((features, inner['field'].shape[1]))}
+  code = {**code, 'field': features}
+  return (
+      {**params, 'denoiser': inner} if 'denoiser' in params else inner,
+      {**description, 'model': {**description['model'], 'pose_code': code}})
 
 
 def load(name: str = 'cards', *, compose: Description | None = None) -> world_model.WorldModel:

@@ -192,7 +192,7 @@ def test_clips_that_hang_over_the_end_count_for_less():
 
 
 @pytest.mark.parametrize(('make', 'message'), [
-    (lambda: writing.Writing(steps=0), r'Writing.steps=0 must be at least 1'),
+    (lambda: writing.Writing(steps=-1), r'Writing.steps=-1 must be at least 0'),
     (lambda: writing.Writing(clips_per_step=0), r'clips_per_step=0'),
     (lambda: writing.Writing(target=9, capacity=8), 'capacity 8 cannot hold one sub-clip of 9'),
     (lambda: writing.append(

@@ -140,9 +140,10 @@ def write(
   for index, (name, memory) in enumerate(model.memories.items()):
     empty, key_memory = state.memories[name], jax.random.fold_in(key, index)
     if hasattr(memory, 'fit'):
-      current = _append(memory, empty, history)
+      current, begun = timed(_append, memory, empty, history)
       keys = jax.random.split(key_memory, batch)
       memories[name], seconds = fit(memory, current, keys, memory.writing.steps, progress)
+      seconds += begun
     else:
       memories[name], seconds = timed(_write, model, name, empty, history, key_memory)
       progress(f'writing {name}', 1.0)

@@ -63,7 +63,8 @@ def rank(study: maze_study.Study) -> maze_study.Outcome:
     ranked = long_term_lib.create(
         jax.random.key(0), memory.model, memory.params, action_dim=memory.action_dim,
         pose_dim=memory.pose_dim, spec=spec, optimizer=memory.optimizer, writing=memory.writing,
-        weight=memory.weight, baseline=memory.baseline, reading=memory.reading)
+        weight=memory.weight, baseline=memory.baseline, reading=memory.reading,
+        regression=memory.regression and memory.regression.replace(rank=value))
     model = dataclasses.replace(study.model, memories={'long_term': ranked})
     for length in lengths:
       task = study.problem(length, [length], first=last - length)
@@ -92,7 +93,9 @@ def streaming(study: maze_study.Study) -> maze_study.Outcome:
   task = study.problem(first, [first + length * r for r in range(rounds)])
   if 'long_term' in model.memories:
     memory = model.memories['long_term']
-    writing = dataclasses.replace(memory.writing, steps=setting['steps_per_round'])
+    # None where a place field is solved for, and no more.
+    steps = setting['steps_per_round'] if memory.writing.steps else 0
+    writing = dataclasses.replace(memory.writing, steps=steps)
     model = dataclasses.replace(
         model, memories={**model.memories, 'long_term': dataclasses.replace(
             memory, writing=writing)})

@@ -1,20 +1,24 @@
 """Long-term memory: the episode written into LoRA weights by test-time finetuning.
 
+Of a place field (`place_field`) the weights can be solved for; the inner loop goes on from there.
 Contrast (arXiv 2605.18813, eq. 4): the base with the episode's adapter against the base without;
 before anything is written the two are the same, bit for bit.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
 from flax import struct
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 
 from wmpoe.data import episode
 from wmpoe.experts import expert
+from wmpoe.experts import place_field
 from wmpoe.experts import writing as writing_lib
 from wmpoe.networks import lora as lora_lib
 
@@ -31,12 +35,14 @@ class LongTermState:
     opt_state: Optimiser states; writing goes on where it stopped.
     history: Frames written so far (the newest `capacity` of them).
     step: [B] inner steps done.
+    sums: Of the place field's regression, if it is solved for.
   """
 
   lora: Any
   opt_state: Any
   history: writing_lib.History
   step: jax.Array
+  sums: place_field.Sums | None = None
 
 
 @struct.dataclass
@@ -50,6 +56,7 @@ class LongTerm:
     model: Static; the base's model.
     spec: Static; rank, scale, targets.
     optimizer: Static; any optax transformation.
+    regression: Optional; solves for the place field of all frames seen whenever some are appended.
     writing: Static; how a history is written.
     baseline: 'base' (context kept), 'null' (context nulled, no adapter) or 'own' (context kept, no
       adapter: for adapters of another network than the base it is composed with).
@@ -61,6 +68,7 @@ class LongTerm:
   params: Any
   lora_init: Any
   weight: Any = 1.0
+  regression: place_field.Regression | None = None
   model: expert.Model = struct.field(pytree_node=False, kw_only=True)
   spec: lora_lib.LoraSpec = struct.field(pytree_node=False, kw_only=True)
   optimizer: optax.GradientTransformation = struct.field(pytree_node=False, kw_only=True)
@@ -73,7 +81,7 @@ class LongTerm:
   @property
   def only_for_writing(self) -> tuple[str, ...]:
     """Fields of the state that reading does without: files may leave them out."""
-    return 'opt_state', 'history'
+    return 'opt_state', 'history', 'sums'
 
   def init(self, batch: int) -> LongTermState:
     """Empty memories for `batch` episodes."""
@@ -83,7 +91,8 @@ class LongTerm:
         history=writing_lib.empty_history(
             self.writing.capacity, self.model.network.frame_shape, self.action_dim, self.pose_dim,
             self.model.codec.dtype),
-        step=jnp.zeros((), jnp.int32))
+        step=jnp.zeros((), jnp.int32),
+        sums=None if self.regression is None else self.regression.init())
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *jnp.shape(x))), one)
 
   def write(
@@ -99,9 +108,21 @@ class LongTerm:
     return self.fit(self.append(state, observation), key)
 
   def append(self, state: LongTermState, observation: episode.Observation) -> LongTermState:
-    """Appends frames [B T ...] to the histories without writing weights."""
-    return dataclasses.replace(
+    """Appends frames [B T ...] to the histories; of weights, only what is solved for changes."""
+    state = dataclasses.replace(
         state, history=jax.vmap(writing_lib.append)(state.history, observation))
+    if self.regression is None or state.sums is None:
+      return state
+    sums = self.regression.add(state.sums, state.history, observation.frames.shape[1])
+    # What inner steps have added stays.
+    change = self.regression.solve(sums) - self.regression.solve(state.sums)
+    return dataclasses.replace(state, lora=self._with_field(state.lora, change), sums=sums)
+
+  def _with_field(self, lora: Any, rows: jax.Array) -> Any:
+    """The adapters with rows [B R N*D] added to the place field."""
+    field = lora['field']
+    rows = rows / (self.spec.table_scale * self.spec.scale)
+    return {**lora, 'field': {**field, 'b': field['b'] + rows}}
 
   def fit(
       self, state: LongTermState, key: chex.PRNGKey, steps: int | None = None
@@ -117,16 +138,27 @@ class LongTerm:
         state, lora=lora, opt_state=opt_state, step=state.step + losses.shape[0])
 
   def merge(self, first: LongTermState, second: LongTermState, how: str) -> LongTermState:
-    """One memory out of two; see `lora.average` and `lora.concatenate`. It is for reading only.
+    """One memory out of two, for reading only; see `lora.average` and `lora.concatenate`.
 
     Its history and optimiser state are empty: neither of the two belongs to the merged weights.
+    A place field that was solved for is so again, of all that both have seen, where both have
+    their sums.
 
     Raises:
       ValueError: for an unknown way.
     """
     lora = lora_lib.combine(first.lora, second.lora, how)
-    return dataclasses.replace(
-        self.init(first.step.shape[0]), lora=lora, step=jnp.maximum(first.step, second.step))
+    blank = self.init(first.step.shape[0])
+    merged = dataclasses.replace(blank, lora=lora, step=jnp.maximum(first.step, second.step))
+    if self.regression is None:
+      return merged
+    sums = first.sums + second.sums
+    solved = self._with_field(blank.lora, self.regression.solve(sums))
+    both = (first.sums.count > 0) & (second.sums.count > 0)
+    pick = jax.vmap(lambda there, new, old: jnp.where(there, new, old))
+    return dataclasses.replace(merged, sums=sums, lora={
+        **lora, 'field': jax.tree.map(
+            functools.partial(pick, both), solved['field'], lora['field'])})
 
   def read(self, state: LongTermState, query: expert.Query) -> expert.Contrast:
     """The base with the episodes' adapters against the base without."""
@@ -139,7 +171,15 @@ class LongTerm:
       negative = expert.bind(self.model, self.params, query, null=self.baseline == 'null')
     return expert.Contrast(
         positive=expert.bind(self.model, self.params, query, lora=adapters),
-        negative=negative, weight=self.weight, empty=state.step == 0)
+        negative=negative, weight=self.weight, empty=_blank(state.lora))
+
+
+def _blank(lora: Any) -> jax.Array:
+  """Which episodes' adapters change nothing yet [B]."""
+  flat = traverse_util.flatten_dict(lora)
+  zero = [jnp.all(leaf == 0, axis=tuple(range(1, leaf.ndim)))
+          for path, leaf in flat.items() if path[-1] == 'b']
+  return functools.reduce(jnp.logical_and, zero)
 
 
 def create(
@@ -153,6 +193,7 @@ def create(
     optimizer: optax.GradientTransformation | None = None,
     writing: writing_lib.Writing = writing_lib.Writing(),
     lora_init: Any | None = None,
+    regression: place_field.Regression | None = None,
     weight: Any = 1.0,
     baseline: str = 'base',
     reading: str = 'low_rank',
@@ -169,18 +210,40 @@ def create(
     optimizer: Any optax transformation; Adam at 3e-3 by default.
     writing: How a history is written.
     lora_init: Optional adapter to start from, with `b` zero.
+    regression: Optional; solves for the place field, before inner steps if there are any.
     weight: The contrast's weight.
     baseline: 'base', 'null' or 'own'.
     reading: 'low_rank' or 'merged'.
 
   Raises:
-    ValueError: for an unknown baseline, reading or LoRA target.
+    ValueError: for an unknown baseline, reading or LoRA target, a regression of what the base does
+      not read, or no inner steps where nothing is solved for.
   """
   expert.check_baseline(baseline, BASELINES)
   if reading not in READINGS:
     raise ValueError(f'Unknown reading {reading!r}; expected one of {", ".join(READINGS)}.')
+  if regression is None and not writing.steps:
+    raise ValueError(
+        'Writing.steps=0 and no regression: nothing would be written. Take at least one step.')
+  if regression is not None:
+    _check_regression(regression, params, spec)
   return LongTerm(
       params=params, lora_init=lora_lib.init(key, params, spec) if lora_init is None else lora_init,
-      weight=weight, model=model, spec=spec,
+      regression=regression, weight=weight, model=model, spec=spec,
       optimizer=optax.adam(3e-3) if optimizer is None else optimizer, writing=writing,
       baseline=baseline, reading=reading, action_dim=action_dim, pose_dim=pose_dim)
+
+
+def _check_regression(
+    regression: place_field.Regression, params: Any, spec: lora_lib.LoraSpec
+) -> None:
+  if 'field' not in spec.targets or regression.rank != spec.rank:
+    raise ValueError(
+        f'A place field of {regression.rank} rows is to be solved for; LoRA adapts '
+        f"{', '.join(spec.targets)} with rank {spec.rank}. Add 'field', give both one rank, or "
+        'leave the regression out.')
+  ours = (params.get('map_embed') or {}).get('kernel')
+  if ours is not regression.params['map_embed']['kernel']:
+    raise ValueError(
+        "A place field can be solved for where the base is the spatial expert's own network; this "
+        'base is another one. Leave the regression out, and the field is trained.')

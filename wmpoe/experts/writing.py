@@ -44,7 +44,7 @@ class Writing:
   """How a history is written.
 
   Attributes:
-    steps: Inner steps of one `write`.
+    steps: Inner steps of one `write`; 0 where a place field is only solved for.
     clips_per_step: Sub-clips per inner step.
     target: Target frames G of a sub-clip.
     capacity: Frames S a history can hold; beyond it the oldest are forgotten.
@@ -63,9 +63,9 @@ class Writing:
   balance: float = 0.0
 
   def __post_init__(self):
-    for name in ('steps', 'clips_per_step', 'target', 'capacity'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'Writing.{name}={getattr(self, name)} must be at least 1.')
+    for name, least in (('steps', 0), ('clips_per_step', 1), ('target', 1), ('capacity', 1)):
+      if getattr(self, name) < least:
+        raise ValueError(f'Writing.{name}={getattr(self, name)} must be at least {least}.')
     if self.capacity < self.target:
       raise ValueError(
           f'A history of capacity {self.capacity} cannot hold one sub-clip of {self.target} target '
@@ -236,6 +236,9 @@ def fit(
     ValueError: if a history is shorter than a sub-clip's targets (checked where lengths are known:
       not of tracers).
   """
+  steps = writing.steps if steps is None else steps
+  if not steps:
+    return lora, opt_state, jnp.zeros((0, keys.shape[0]))
   if not isinstance(history.length, jax.core.Tracer) and jnp.min(history.length) < writing.target:
     raise ValueError(
         f'A history has {int(jnp.min(history.length))} frames; a sub-clip has {writing.target} '
@@ -269,7 +272,5 @@ def fit(
         adapters, opts, history, weights, offsets, first_step + step, keys)
     return (adapters, opts), loss
 
-  (lora, opt_state), losses = jax.lax.scan(
-      body, (lora, opt_state),
-      jnp.arange(writing.steps if steps is None else steps))
+  (lora, opt_state), losses = jax.lax.scan(body, (lora, opt_state), jnp.arange(steps))
   return lora, opt_state, losses
