@@ -42,7 +42,7 @@ class LongTermState:
   opt_state: Any
   history: writing_lib.History
   step: jax.Array
-  sums: place_field.Sums | None = None
+  sums: Any = None
 
 
 @struct.dataclass
