@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,6 +68,20 @@ def test_no_turn_is_the_identity():
   assert np.all(inside)
   picture = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
   np.testing.assert_allclose(poses.sample_grid(picture, where[None]), picture, atol=1e-4)
+
+
+@pytest.mark.parametrize('sample', [poses._sample_by_gather, poses._sample_by_product])
+def test_samples_lie_between_their_neighbours_and_stop_at_the_edge(sample, monkeypatch):
+  """Both ways, whatever this machine would take, on a plane: there bilinear samples are exact."""
+  plane = lambda row, column: np.stack([2.0 * row - column, row + 3.0 * column], axis=-1)
+  rows, columns = np.mgrid[:5, :7]
+  pictures = np.stack([plane(rows, columns), 10 + plane(rows, columns)]).astype(np.float32)
+  where = np.random.default_rng(1).uniform(-2, 9, (2, 6, 4, 2)).astype(np.float32)
+  monkeypatch.setattr(
+      jax.lax, 'platform_dependent', lambda *args, cpu, default: sample(*args))
+  inside = np.clip(where, 0, [4, 6])
+  expected = plane(inside[..., 0], inside[..., 1]) + np.array([0, 10]).reshape(2, 1, 1, 1)
+  np.testing.assert_allclose(poses.sample_grid(pictures, where), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize('turn', [0.3, -0.5])

