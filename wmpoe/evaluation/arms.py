@@ -108,7 +108,8 @@ def timed(function: Any, *args: Any, **options: Any) -> tuple[Any, float]:
 
 
 def fit(
-    memory: Any, state: Any, keys: jax.Array, steps: int, progress: Progress
+    memory: Any, state: Any, keys: jax.Array, steps: int, progress: Progress,
+    name: str = 'long_term',
 ) -> tuple[Any, float]:
   """Runs inner steps a few at a time, to report progress; gives what a single call gives.
 
@@ -119,7 +120,7 @@ def fit(
   for done in range(0, steps, _PIECE):
     state, seconds = timed(_fit, memory, state, keys, min(_PIECE, steps - done))
     spent += seconds
-    progress('writing long_term', min(1.0, (done + _PIECE) / steps))
+    progress(f'writing {name}', min(1.0, (done + _PIECE) / steps))
   return state, spent
 
 
@@ -142,11 +143,11 @@ def write(
     if hasattr(memory, 'fit'):
       current, begun = timed(_append, memory, empty, history)
       keys = jax.random.split(key_memory, batch)
-      memories[name], seconds = fit(memory, current, keys, memory.writing.steps, progress)
+      memories[name], seconds = fit(memory, current, keys, memory.writing.steps, progress, name)
       seconds += begun
     else:
       memories[name], seconds = timed(_write, model, name, empty, history, key_memory)
-      progress(f'writing {name}', 1.0)
+    progress(f'writing {name}', 1.0)
     cost[name] = 1e3 * seconds / batch
   return world_model.WorldState(recent=state.recent.push(history), memories=memories), cost
 

@@ -31,13 +31,14 @@ def strength(
     model: With at least one memory; its weights are counted in.
     state: Before the frames.
     observation: The frames drawn, uint8 [B T H W 3], with their actions and poses.
-    key: Of the noise.
+    key: Of the noise, and of the null conditions.
 
   Returns:
     Arrays [B T h w] in the space the experts work in.
   """
   encoded = model.encode(observation)
-  keys = jax.random.split(key, observation.actions.shape[0])
+  key, key_null = jax.random.split(key)
+  keys = jax.random.split(key_null, observation.actions.shape[0])
   query = expert.Query(
       recent=state.recent, actions=encoded.actions, poses=encoded.poses, key=keys)
   # Who pulls where is a matter of contrasts, whatever rule adds them up.
