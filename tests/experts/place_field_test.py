@@ -84,6 +84,18 @@ def test_writing_frame_by_frame_sums_the_same_views(params):
   np.testing.assert_allclose(state.lora['field']['b'], at_once.lora['field']['b'], atol=1e-4)
 
 
+def test_every_frame_has_the_same_views_however_many_come_at_once(params):
+  ours, seen = memory(params), small.observation(2, 6)
+  at_once, state = _append(ours, ours.init(2), seen), ours.init(2)
+  for t in range(6):
+    state = _append(ours, state, part(seen, t, t + 1))
+  np.testing.assert_allclose(state.sums.gram, at_once.sums.gram, atol=1e-5)
+  # ... and the next frame has others: seen twice, it adds another gram.
+  twice = _append(ours, _append(ours, ours.init(2), part(seen, 0, 1)), part(seen, 0, 1))
+  first = _append(ours, ours.init(2), part(seen, 0, 1))
+  assert float(jnp.abs(twice.sums.gram - 2 * first.sums.gram).max()) > 1e-3
+
+
 def test_what_the_ring_forgets_stays_in_the_sums(params):
   ours, seen = memory(params), small.observation(1, 20)
   state = _append(ours, _append(ours, ours.init(1), part(seen, 0, 10)), part(seen, 10, 20))

@@ -22,7 +22,7 @@ from wmpoe.experts import writing
 # Views around every frame seen: how many, how far off (cells) and how far turned (radians). The
 # frame itself, near ones to see it from beside, far ones to say what is not known there.
 VIEWS = ((1, 0.0, 0.0), (4, 0.3, 0.3), (4, 1.5, 3.0))
-_SEED = 0  # of their offsets, the same for every episode
+_PERIOD = 200  # frames after which the views' offsets begin again
 
 
 @struct.dataclass
@@ -81,18 +81,20 @@ class Regression:
   def add(self, sums: Sums, history: writing.History, new: int) -> Sums:
     """Adds the views around the newest `new` frames of the histories [B S ...].
 
-    Pictures are retrieved from all frames of the history. Views lie at offsets that do not change,
-    so that writing needs no key.
+    Pictures are retrieved from all frames of the history. The t-th frame that was ever seen has the
+    same views in every episode, however many frames are added at once: writing needs no key.
     """
     denoiser = self.model.denoiser
     pictures = denoiser.codec.encode(history.frames)
     there = jnp.arange(pictures.shape[1]) < history.length[:, None]
     newest = history.length[:, None] - new + jnp.arange(new)
     poses = jax.vmap(lambda p, i: p[i])(history.poses, newest)
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(0)
     offsets = np.concatenate([
-        rng.normal(size=(count, new, 3)) * (cells, cells, radians)
+        rng.normal(size=(count, _PERIOD, 3)) * (cells, cells, radians)
         for count, cells, radians in self.views]).astype(np.float32)
+    seen = (sums.count / len(offsets)).astype(jnp.int32)
+    offsets = jnp.asarray(offsets)[:, (seen[:, None] + jnp.arange(new)) % _PERIOD]
     exact = jax.lax.Precision.HIGHEST
 
     def one_each(sums, offset):
