@@ -78,7 +78,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       history=200, starts=(200, 240), replays=(60, 100, 140), chunks=2,
       contexts=(50, 100, 150, 200, 250), ranks=(8, 32, 64, 256), rank_histories=(50, 150, 250),
       first=33, rounds=11, steps_per_round=25,
-      alone=dict(short_term=1.0, long_term=1.0, spatial=1.75), odometry='memory_maze_odometry',
+      # By arm, where a memory speaks louder than among all.
+      weights={
+          'short_term': dict(short_term=1.0), 'long_term': dict(long_term=1.0),
+          'spatial': dict(spatial=1.75),
+          'short_term+long_term': dict(short_term=0.5, long_term=1.0)},
+      odometry='memory_maze_odometry',
       # Files of models by themselves; '' for the packaged one, and for none if none is packaged.
       baselines=dict(full='', ssm='', forcing='', absolute=''),
       # Vanilla: the whole window. Temporal: that and its newest frames. (begin, end) before now.
@@ -188,7 +193,7 @@ def _paper_scale(config: ml_collections.ConfigDict) -> None:
   config.train.update(
       steps=150_000, batch_size=256, learning_rate=1e-4, warmup_steps=5_000, ema_decay=0.9999,
       log_every=100, checkpoint_every=5_000, seed=0)
-  config.protocol.chunks, config.protocol.alone = 1, {}
+  config.protocol.chunks, config.protocol.weights = 1, {}
   compose = config.compose
   compose.weights, compose.levels, compose.num_steps = {}, {}, 50
   compose.long_term.field, compose.long_term.regression = 0, {}

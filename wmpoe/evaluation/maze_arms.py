@@ -48,22 +48,22 @@ class Measured:
   memory_bytes: float = 0.0
 
 
-def standard_arms(memories: Sequence[str], alone: Mapping[str, float] | None = None
-                  ) -> dict[str, arms_lib.Arm]:
+def standard_arms(
+    memories: Sequence[str], weights: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, arms_lib.Arm]:
   """The base and every combination of the memories; that of all of them is called `all`.
 
   Args:
     memories: Their names.
-    alone: Optional weights of memories composed with the base alone, by name: what several know,
-      each may say more quietly.
+    weights: Optional weights by memories joined with '+', then by memory, where they are not the
+      model's: what several know, each may say more quietly than alone.
   """
   arms = {'base': arms_lib.Arm()}
   for count in range(1, len(memories) + 1):
     for chosen in itertools.combinations(memories, count):
-      everything = count == len(memories) > 1
-      weights = {m: alone[m] for m in chosen if alone and m in alone} if count == 1 else None
-      arms['all' if everything else '+'.join(chosen)] = arms_lib.Arm(
-          memories=chosen, weights=weights or None)
+      joined = '+'.join(chosen)
+      arms['all' if count == len(memories) > 1 else joined] = arms_lib.Arm(
+          memories=chosen, weights=(weights or {}).get(joined))
   return arms
 
 

@@ -60,7 +60,7 @@ class Study:
 
   def arms(self) -> dict[str, arms_lib.Arm]:
     """The base and every combination of the memories, at the weights of the setting."""
-    return maze_arms.standard_arms(self.memories, self.setting.get('alone'))
+    return maze_arms.standard_arms(self.memories, self.setting.get('weights'))
 
   @property
   def _windows(self) -> tuple[int, int]:
