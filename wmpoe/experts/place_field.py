@@ -94,7 +94,7 @@ class Regression:
         rng.normal(size=(count, _PERIOD, 3)) * (cells, cells, radians)
         for count, cells, radians in self.views]).astype(np.float32)
     seen = (sums.count / len(offsets)).astype(jnp.int32)
-    offsets = jnp.asarray(offsets)[:, (seen[:, None] + jnp.arange(new)) % _PERIOD]
+    now = (seen[:, None] + jnp.arange(new)) % _PERIOD  # [B new]
     exact = jax.lax.Precision.HIGHEST
 
     def one_each(sums, offset):
@@ -108,7 +108,7 @@ class Regression:
           moment=jnp.einsum('btr,btm->brm', keys, said, precision=exact),
           count=jnp.full_like(sums.count, new)), None
 
-    return jax.lax.scan(one_each, sums, offsets)[0]
+    return jax.lax.scan(one_each, sums, jnp.asarray(offsets)[:, now])[0]
 
   def solve(self, sums: Sums) -> jax.Array:
     """Rows of the field [B R N*D]; zero where nothing was seen."""
