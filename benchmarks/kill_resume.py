@@ -29,6 +29,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from wmpoe import whole_file
 from wmpoe.evaluation import results
 from wmpoe.training import metrics_log
 
@@ -193,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
                            seeds=[options.seed], seconds=time.monotonic() - begun),
       'runs': runs,
   }
-  results.write_atomic(options.out, json.dumps(out, indent=2).encode())
+  whole_file.write(options.out, json.dumps(out, indent=2).encode())
   print(f'wrote {options.out}')
   if not all(all(run['bit_identical'].values()) for run in runs):
     sys.exit('Something differs: see bit_identical in the result.')

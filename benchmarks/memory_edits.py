@@ -13,6 +13,7 @@ session that saw both halves is made to forget the first.
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -23,6 +24,7 @@ import numpy as np
 
 from wmpoe import compositions
 from wmpoe import session
+from wmpoe import whole_file
 from wmpoe.data import board
 from wmpoe.data import cards
 from wmpoe.data import episode
@@ -124,7 +126,7 @@ def merged(first: session.Session, second: session.Session, task: Task) -> dict[
   """Every way to merge, for adapters alone, the map alone and everything composed."""
   out = {}
   arms = {'first alone': lambda: first, 'second alone': lambda: second}
-  arms |= {how: lambda how=how: edits.merge(first, second, how=how) for how in edits.HOW}
+  arms |= {how: functools.partial(edits.merge, first, second, how=how) for how in edits.HOW}
   for name, make in arms.items():
     live = make()
     out[name] = {
@@ -175,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
   out['meta'] = results.meta(
       'python benchmarks/memory_edits.py' + ' --quick' * options.quick, compositions.CARDS,
       seeds=[0], seconds=time.monotonic() - begun)
-  results.write_atomic(options.out, json.dumps(out, indent=2).encode())
+  whole_file.write(options.out, json.dumps(out, indent=2).encode())
   print(f'wrote {options.out}')
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from wmpoe import compositions
 from wmpoe import session
+from wmpoe import whole_file
 from wmpoe import zoo
 from wmpoe.data import bundled
 from wmpoe.data import maze_config
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
   meta = results.meta(
       'python benchmarks/play.py' + ' --quick' * options.quick, compositions.MEMORY_MAZE, seeds=[0],
       seconds=time.monotonic() - begun)
-  results.write_atomic(options.out, json.dumps({'speed': out, 'meta': meta}, indent=2).encode())
+  whole_file.write(options.out, json.dumps({'speed': out, 'meta': meta}, indent=2).encode())
   print(f'wrote {options.out}')
 
 

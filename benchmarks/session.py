@@ -19,6 +19,7 @@ import jax
 
 from wmpoe import compositions
 from wmpoe import session
+from wmpoe import whole_file
 from wmpoe import world_model
 from wmpoe.data import bundled
 from wmpoe.data import cards
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
   out['meta'] = results.meta(
       'python benchmarks/session.py' + ' --quick' * options.quick, {'rank': _RANK}, seeds=[0],
       seconds=time.monotonic() - begun)
-  results.write_atomic(options.out, json.dumps(out, indent=2).encode())
+  whole_file.write(options.out, json.dumps(out, indent=2).encode())
   for name, found in out.items():
     if name != 'meta':
       print(f'{name:<26}', '  '.join(f'{k} {v:.3g}' for k, v in found.items()))

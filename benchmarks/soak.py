@@ -19,6 +19,7 @@ import time
 
 from wmpoe import compositions
 from wmpoe import session
+from wmpoe import whole_file
 from wmpoe.data import cards
 from wmpoe.evaluation import results
 from wmpoe.play import dreamer
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
   options = parser.parse_args(argv)
   frames, begun, rng = 2_000 if options.quick else 100_000, time.monotonic(), random.Random(0)
   live = session.Session.open('cards').compose('base', 'spatial')
-  seen, history = 0, []
+  seen = 0
+  history: list[dict[str, float]] = []
   with tempfile.TemporaryDirectory() as folder:
     one = dreamer.Dreamer(live, worlds.CardsWorld(cards.CardsConfig(), 0), pathlib.Path(folder))
     ask = lambda do, **args: one.apply(protocol.Command(do, args))
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
       'meta': results.meta(
           'python benchmarks/soak.py' + ' --quick' * options.quick, compositions.CARDS, seeds=[0],
           seconds=seconds)}
-  results.write_atomic(options.out, json.dumps(out, indent=2).encode())
+  whole_file.write(options.out, json.dumps(out, indent=2).encode())
   print(f'{seen:,} frames in {seconds:.0f} s; from a tenth of them to the end memory grew by '
         f'{growth:.0f} MB of {history[-1]["megabytes"]:.0f}\nwrote {options.out}')
 

@@ -18,6 +18,7 @@ import runpy
 import statistics
 import sys
 import time
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -26,6 +27,7 @@ import numpy as np
 
 from wmpoe import compositions
 from wmpoe import packaged
+from wmpoe import whole_file
 from wmpoe import zoo
 from wmpoe.commands import common
 from wmpoe.commands import runs
@@ -40,7 +42,7 @@ _PER_TOKEN = ('patch_embed', 'pose_plane', 'map_embed', 'output')  # the rest is
 
 def race(runs: dict[str, Callable], repeats: int) -> dict[str, float]:
   """Median seconds of each, timed in turns after one untimed call."""
-  times = {name: [] for name in runs}
+  times: dict[str, list[float]] = {name: [] for name in runs}
   for run in runs.values():
     jax.block_until_ready(run())
   for _ in range(repeats):
@@ -116,8 +118,9 @@ def measure_training(description: dict, batch: dict) -> tuple[dict, Callable]:
   config = state_lib.TrainConfig(**description['train'])
   params = task.init(jax.random.key(0))
   state, key = state_lib.create(params, state_lib.optimizer_of(config)), jax.random.key(1)
-  step = state_lib.make_train_step(task, config).lower(state, batch, key).compile()
-  network, size = task.model.network, config.batch_size
+  one_step: Any = state_lib.make_train_step(task, config)
+  step = one_step.lower(state, batch, key).compile()
+  network, size = task.model.network, description['train']['batch_size']
   flops = 3 * sum(  # backward: once for the inputs, once for the weights
       sum(forward_flops(network, params, size, frames, context=context).values())
       for frames, context in ((network.context, True), (description['model']['target'], False)))
@@ -167,7 +170,8 @@ def measure_inner_loop(memory, state, steps: int) -> tuple[dict, Callable]:
     flops += 2 * (dense['blocks'] + dense['output']) + dense['rest'] + 3 * dense['attention']
     flops += 3 * forward_flops(
         network, memory.lora_init, clips, frames, context=context)['blocks']
-  by_xla = fit(1).lower(memory, state, keys).compile().cost_analysis()['flops'] / batch
+  compiled: Any = fit(1).lower(memory, state, keys).compile()
+  by_xla = compiled.cost_analysis()['flops'] / batch
   run = fit(steps)
   return {'flops': flops, 'flops_by_xla': by_xla}, lambda: run(memory, state, keys)
 
@@ -273,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
   out['meta'] = results.meta(
       'python benchmarks/speed.py' + ' --quick' * options.quick, compositions.CARDS, seeds=[0],
       seconds=time.monotonic() - begun)
-  results.write_atomic(options.out, json.dumps(out, indent=2).encode())
+  whole_file.write(options.out, json.dumps(out, indent=2).encode())
   print(table(out))
   print(f'wrote {options.out}')
 

@@ -3,9 +3,12 @@
 Chosen on validation episodes, never on those reported.
 """
 
+from typing import Any
+
+from wmpoe.experts import place_field
 from wmpoe.networks import lora
 
-CARDS = {
+CARDS: dict[str, Any] = {
     'rule': 'shared_base',
     'weights': {'short_term': 1.5, 'long_term': 1.0, 'spatial': 1.5},
     # What was remembered is decided where noise is high; below it the base sharpens the picture.
@@ -31,7 +34,7 @@ CARDS = {
 
 # Memory Maze at CPU scale. A table keyed by place is what is written, and solved for: inner steps
 # after that (or adapters of the layers beside it) add nothing on validation mazes.
-MEMORY_MAZE = {
+MEMORY_MAZE: dict[str, Any] = {
     'rule': 'shared_base',
     'weights': {'short_term': 0.3, 'long_term': 0.15, 'spatial': 1.75},
     'levels': {'long_term': {'high': -1.0}},
@@ -39,9 +42,7 @@ MEMORY_MAZE = {
     'num_steps': 10,
     'long_term': {
         'field': 256,
-        # (how many, cells off, radians turned) around every frame seen.
-        'regression': {
-            'views': ((1, 0.0, 0.0), (4, 0.3, 0.3), (4, 1.5, 3.0)), 'ridge': 1e-4, 'steps': 0},
+        'regression': {'views': place_field.VIEWS, 'ridge': 1e-4, 'steps': 0},
         'lora': {
             'rank': 256, 'alpha': 256.0, 'targets': ['field'], 'table_scale': 30.0},
         'writing': {
@@ -53,5 +54,12 @@ MEMORY_MAZE = {
         'baseline': 'base',
         'reading': 'low_rank',
     },
+}
+# By memories, where one speaks louder than among all: what several know, each says more quietly.
+MEMORY_MAZE_FEWER = {
+    'short_term': {'short_term': 1.0},
+    'long_term': {'long_term': 1.0},
+    'spatial': {'spatial': 1.75},
+    'short_term+long_term': {'short_term': 0.5, 'long_term': 1.0},
 }
 COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
