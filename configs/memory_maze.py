@@ -78,12 +78,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       history=200, starts=(200, 240), replays=(60, 100, 140), chunks=2,
       contexts=(50, 100, 150, 200, 250), ranks=(8, 32, 64, 256), rank_histories=(50, 150, 250),
       first=33, rounds=11, steps_per_round=25,
-      # By arm, where a memory speaks louder than among all.
-      weights={
-          'short_term': dict(short_term=1.0), 'long_term': dict(long_term=1.0),
-          'spatial': dict(spatial=1.75),
-          'short_term+long_term': dict(short_term=0.5, long_term=1.0)},
-      odometry='memory_maze_odometry',
+      weights=compositions.MEMORY_MAZE_FEWER, odometry='memory_maze_odometry',
       # Files of models by themselves; '' for the packaged one, and for none if none is packaged.
       baselines=dict(full='', ssm='', forcing='', absolute=''),
       # Vanilla: the whole window. Temporal: that and its newest frames. (begin, end) before now.
@@ -92,7 +87,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
           history_guidance_t=dict(windows=((33, 0), (8, 0)), strengths=(1.0, 0.5))),
       # The paper's spatial memory: absolute poses, and the episode in LoRA on all layers.
       absolute=dict(
-          compositions.MEMORY_MAZE['long_term'], baseline='own', field=0, regression={},
+          compositions.MEMORY_MAZE['long_term'], baseline='own',
           lora=dict(rank=16, alpha=16.0, targets=lora.TARGETS, table_scale=30.0)))
   if not variant:
     return config
@@ -196,7 +191,7 @@ def _paper_scale(config: ml_collections.ConfigDict) -> None:
   config.protocol.chunks, config.protocol.weights = 1, {}
   compose = config.compose
   compose.weights, compose.levels, compose.num_steps = {}, {}, 50
-  compose.long_term.field, compose.long_term.regression = 0, {}
+  compose.long_term.regression = {}
   compose.long_term.lora.update(rank=64, alpha=64.0, targets=lora.TARGETS)
   writing = compose.long_term.writing
   writing.optimizer = dict(name='adamw', learning_rate=1e-4)

@@ -48,10 +48,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       history=200, starts=(200, 240), replays=(60, 100, 140), chunks=2,
       contexts=(50, 100, 150, 200), ranks=(8, 32, 64), rank_histories=(50, 150, 200),
       first=33, rounds=8, steps_per_round=25,
-      weights={
-          'short_term': dict(short_term=1.0), 'long_term': dict(long_term=1.0),
-          'spatial': dict(spatial=1.75),
-          'short_term+long_term': dict(short_term=0.5, long_term=1.0)}, odometry='')
+      weights=compositions.MEMORY_MAZE_FEWER, odometry='')
   if variant in ('', 'pixels'):
     return config
   config.variant, config.expert = variant, variant.removeprefix('pixels_')

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wmpoe import compositions
 from wmpoe import packaged
 from wmpoe import zoo
 from wmpoe.commands import common
@@ -116,6 +117,26 @@ def test_a_world_out_of_descriptions():
   assert not np.any(long_term.lora_init['place']['b'])
   only = zoo.build({'base': _experts()['base']}, {**COMPOSE, 'long_term': None})
   assert not only.memories
+
+
+def test_a_place_field_is_solved_for_where_the_base_is_the_spatial_experts_network():
+  world = zoo.load('memory_maze')
+  memory, spatial = world.memories['long_term'], world.memories['spatial']
+  assert memory.regression.rank == memory.spec.rank == 256 and not memory.writing.steps
+  # One number of keys for all, so that base and long-term run as one call.
+  assert memory.model == world.base.model == spatial.model.denoiser
+  assert world.base.params['field'] is spatial.params['denoiser']['field']
+  assert world.base.params['field'].shape[0] == memory.model.network.field == 256
+  assert memory.regression.model == spatial.model
+  settings = compositions.MEMORY_MAZE['long_term']
+  env = packaged.card(packaged.find('memory_maze_spatial'))['config']['env']
+  further = zoo.long_term(
+      {**settings, 'regression': {**settings['regression'], 'steps': 7}}, world.base, env, spatial)
+  assert further.regression is not None and further.writing.steps == 7
+  # Without a reader, or where it is not asked for, the field is trained.
+  for described, reader in ((settings, None), ({**settings, 'regression': {}}, spatial)):
+    trained = zoo.long_term(described, world.base, env, reader)
+    assert trained.regression is None and trained.writing.steps == 100
 
 
 def test_baselines_and_levels_by_name():

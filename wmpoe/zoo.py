@@ -223,7 +223,7 @@ def long_term(
   options = dict(description.get('regression') or {})
   if options and spatial is not None:
     how = dataclasses.replace(how, steps=options.pop('steps'))
-    views = tuple(tuple(view) for view in options.pop('views', place_field.VIEWS))
+    views = tuple(tuple(view) for view in options.pop('views'))
     regression = place_field.Regression(
         params={'encoder': spatial.params['encoder'], 'map_embed': base.params['map_embed']},
         model=spatial.model, rank=spec.rank, views=views, **options)
@@ -296,9 +296,7 @@ def build(
     ValueError: for an unknown expert, or experts of different environments.
   """
   features = (compose['long_term'] or {}).get('field', 0)
-  experts = {
-      name: _with_field(*expert, features) if features else expert
-      for name, expert in experts.items()}
+  experts = {name: _with_field(*expert, features) for name, expert in experts.items()}
   joint = 'base' not in experts and 'spatial' in experts and (
       experts['spatial'][1]['env']['name'] != 'cards')
   if joint:
@@ -351,9 +349,9 @@ def build(
 
 
 def _with_field(params: Any, description: Description, features: int) -> tuple[Any, Description]:
-  """An expert with that many keys in its place field, whose table is zero whatever its size."""
+  """The expert with that many keys in its place field, if any: its table is zero in any size."""
   code = description['model'].get('pose_code') or {}
-  if not code.get('field'):
+  if not features or not code.get('field'):
     return params, description
   inner = params.get('denoiser', params)
   inner = {**inner, 'field': jnp.zeros((features, inner['field'].shape[1]))}

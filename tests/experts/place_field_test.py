@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests import small as tiny
 from tests.experts import key_frames_test as small
 from wmpoe.experts import long_term
 from wmpoe.experts import place_field
@@ -21,10 +22,9 @@ SPEC = lora.LoraSpec(rank=RANK, alpha=2.0, targets=('field',), table_scale=5.0)
 
 @pytest.fixture(scope='module')
 def params():
-  """As `key_frames_test` makes them, the field zero as in every base."""
-  noisy = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
-  tree = jax.jit(lambda key: jax.tree.map(noisy, small.MODEL.init(key, action_dim=2, pose_dim=3)))(
-      jax.random.key(0))
+  """Random but for the field, which is zero as in every base."""
+  tree = tiny.random_tree(jax.eval_shape(
+      lambda key: small.MODEL.init(key, action_dim=2, pose_dim=3), jax.random.key(0)))
   tree['denoiser']['field'] = jnp.zeros_like(tree['denoiser']['field'])
   return tree
 
@@ -101,6 +101,16 @@ def test_what_the_ring_forgets_stays_in_the_sums(params):
   state = _append(ours, _append(ours, ours.init(1), part(seen, 0, 10)), part(seen, 10, 20))
   assert int(state.history.length[0]) == CAPACITY
   assert float(state.sums.count[0]) == 20 * 3  # views
+
+
+def test_slots_of_the_history_that_hold_nothing_are_not_read(params):
+  # Near the origin, where the poses of empty slots lie.
+  seen = small.observation(2, 4)
+  seen = dataclasses.replace(seen, poses=0.1 * seen.poses)
+  roomy = memory(params)
+  tight = memory(params, writing=writing.Writing(steps=0, target=2, capacity=4))
+  rows = [_append(m, m.init(2), seen).lora['field']['b'] for m in (roomy, tight)]
+  np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
 
 
 def test_an_episode_is_written_alike_in_any_batch(params):

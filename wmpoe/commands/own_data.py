@@ -39,7 +39,6 @@ def fit(description: dict[str, Any], folder: str | None) -> None:
   if 'compose' in description and not planar and description['compose'].get('long_term'):
     description['compose']['long_term']['lora'].update(
         rank=32, alpha=32.0, targets=list(lora.TARGETS))
-    description['compose']['long_term']['regression'] = {}  # there are no places
   if description.get('expert') in ('spatial', 'odometry') and not planar:
     raise ValueError(
         f'{folder}: poses are of kind {spaces.poses.kind!r}, the {description["expert"]} expert '

@@ -111,7 +111,7 @@ class LongTerm:
     """Appends frames [B T ...] to the histories; of weights, only what is solved for changes."""
     state = dataclasses.replace(
         state, history=jax.vmap(writing_lib.append)(state.history, observation))
-    if self.regression is None or state.sums is None:
+    if self.regression is None:
       return state
     sums = self.regression.add(state.sums, state.history, observation.frames.shape[1])
     # What inner steps have added stays.

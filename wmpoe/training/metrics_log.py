@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any, TextIO
 
+from wmpoe import whole_file
 from wmpoe.training import workdir as workdir_lib
 
 FILENAME = "metrics.jsonl"
@@ -34,12 +35,7 @@ class MetricsLog:
     if self._remote is not None:
       self.sync()
       return
-    temporary = self.path.with_suffix(".jsonl.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.writelines(lines)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, self.path)
+    whole_file.write(self.path, "".join(lines).encode())
     self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
 
   def write(self, row: Mapping[str, Any]) -> None:
