@@ -80,7 +80,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       first=33, rounds=11, steps_per_round=25,
       weights=compositions.MEMORY_MAZE_FEWER, odometry='memory_maze_odometry',
       # Files of models by themselves; '' for the packaged one, and for none if none is packaged.
-      baselines=dict(full='', ssm='', forcing='', absolute=''),
+      baselines=dict(sliding='', full='', ssm='', forcing='', absolute=''),
       # Vanilla: the whole window. Temporal: that and its newest frames. (begin, end) before now.
       guidance=dict(
           history_guidance_v=dict(windows=((33, 0),), strengths=(1.5,)),

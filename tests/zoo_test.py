@@ -139,6 +139,18 @@ def test_a_place_field_is_solved_for_where_the_base_is_the_spatial_experts_netwo
     assert trained.regression is None and trained.writing.steps == 100
 
 
+def test_short_term_memory_of_a_joint_network_is_a_ring_that_the_network_itself_reads():
+  world = zoo.load('memory_maze')
+  ring, spatial = world.memories['short_term'], world.memories['spatial']
+  assert tuple(world.memories) == ('short_term', 'long_term', 'spatial')
+  assert (ring.capacity, ring.baseline) == (33, 'base') and spatial.capacity == 256
+  # The very weights of the base: branches of one network run as one call.
+  assert ring.params is spatial.params and ring.model == spatial.model
+  assert 'short_term' in world.follows
+  without = zoo.load('memory_maze', compose={'short_term': {}})
+  assert tuple(without.memories) == ('long_term', 'spatial')
+
+
 def test_baselines_and_levels_by_name():
   world = zoo.build(_experts(), {
       **COMPOSE, 'baselines': {'spatial': 'base', 'short_term': 'base'},

@@ -36,10 +36,12 @@ CARDS: dict[str, Any] = {
 # after that (or adapters of the layers beside it) add nothing on validation mazes.
 MEMORY_MAZE: dict[str, Any] = {
     'rule': 'shared_base',
-    'weights': {'short_term': 0.3, 'long_term': 0.15, 'spatial': 1.75},
+    'weights': {'short_term': 0.7, 'long_term': 0.1, 'spatial': 1.5},
     'levels': {'long_term': {'high': -1.0}},
     'sampler': {'name': 'ddim', 'eta': 0.0},
     'num_steps': 10,
+    # No network of its own: the spatial expert's, which reads a ring of the last frames.
+    'short_term': {'frames': 33},
     'long_term': {
         'field': 256,
         'regression': {'views': place_field.VIEWS, 'ridge': 1e-4, 'steps': 0},
@@ -57,9 +59,10 @@ MEMORY_MAZE: dict[str, Any] = {
 }
 # By memories, where one speaks louder than among all: what several know, each says more quietly.
 MEMORY_MAZE_FEWER = {
-    'short_term': {'short_term': 1.0},
+    'short_term': {'short_term': 1.5},
     'long_term': {'long_term': 1.0},
     'spatial': {'spatial': 1.75},
-    'short_term+long_term': {'short_term': 0.5, 'long_term': 1.0},
+    'short_term+long_term': {'short_term': 1.5, 'long_term': 1.0},
+    'long_term+spatial': {'long_term': 0.1, 'spatial': 1.75},
 }
 COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}

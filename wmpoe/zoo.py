@@ -45,7 +45,7 @@ from wmpoe.networks import view_reader
 
 EXPERTS = ('base', 'short_term', 'long_term', 'spatial')
 TRAINED = ('base', 'short_term', 'spatial')  # the long-term memory is the base, written
-BASELINES = ('full', 'ssm', 'forcing', 'absolute')  # trained alike, to compare with
+BASELINES = ('sliding', 'full', 'ssm', 'forcing', 'absolute')  # trained alike, to compare with
 
 Description = Mapping[str, Any]
 
@@ -288,7 +288,8 @@ def build(
       unless one is given.
     compose: 'rule', 'weights' (by name), 'sampler', 'num_steps', optionally 'levels' (by name, the
       'low' and 'high' log-SNR between which an expert has its weight), 'baselines' (by name: 'base'
-      instead of an expert's own) and 'long_term', the base's long-term memory (see `long_term`;
+      instead of an expert's own), 'short_term', the last 'frames' that a joint network reads where
+      no short-term expert is given, and 'long_term', the base's long-term memory (see `long_term`;
       its 'field' is how many keys of places it writes to, where a base has any), or None for none.
     latents: The latent space the experts work in, if they do.
 
@@ -328,6 +329,8 @@ def build(
     trained, described = experts['short_term']
     memories['short_term'] = short_term_lib.ShortTerm(
         params=trained, model=model(described), **dimensions(env))
+  elif joint and compose.get('short_term'):
+    memories['short_term'] = spatial.replace(capacity=compose['short_term']['frames'])
   if compose['long_term'] is not None:
     memories['long_term'] = long_term(
         compose['long_term'], base, env, spatial if joint else None)

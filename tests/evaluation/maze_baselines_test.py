@@ -18,7 +18,7 @@ from wmpoe.networks import lora
 from wmpoe.networks import poses
 
 CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'memory_maze.py'
-NONE = {'full': '', 'ssm': '', 'forcing': '', 'absolute': ''}
+NONE = dict.fromkeys(zoo.BASELINES, '')
 ENCODER = 'a' * 64
 
 
@@ -56,7 +56,7 @@ def nothing_packaged(monkeypatch):
 def test_what_there_is_becomes_arms_and_the_rest_is_said_to_be_left_out(tmp_path):
   memories, training, left_out = load(
       {'ssm': save(tmp_path, 'cpu_ssm'), 'forcing': save(tmp_path, 'cpu_forcing')})
-  assert left_out == ['full', 'absolute']
+  assert left_out == ['sliding', 'full', 'absolute']
   assert list(memories) == ['ssm', 'history_guidance_t', 'history_guidance_v']
   assert isinstance(memories['ssm'], recurrent.Recurrent)
   vanilla, temporal = memories['history_guidance_v'], memories['history_guidance_t']
@@ -68,13 +68,17 @@ def test_what_there_is_becomes_arms_and_the_rest_is_said_to_be_left_out(tmp_path
 
   memories, _, left_out = load(
       {'full': save(tmp_path, 'cpu_full'), 'absolute': save(tmp_path, 'cpu_absolute')})
-  assert left_out == ['ssm', 'forcing']
+  assert left_out == ['sliding', 'ssm', 'forcing']
   absolute = memories['spatial_absolute']
   assert isinstance(absolute.model.pose_code, poses.AbsolutePose)
   assert (absolute.baseline, absolute.spec.targets) == ('own', lora.TARGETS)
   assert isinstance(memories['full'], short_term.ShortTerm)
   assert memories['full'].model.context == 200
   assert memories['full'].model.network.pattern.window is None
+
+  memories, _, left_out = load({'sliding': save(tmp_path, 'cpu_short_term')})
+  assert left_out == ['full', 'ssm', 'forcing', 'absolute']
+  assert memories['sliding'].model.context == 33 and memories['sliding'].baseline == 'base'
 
 
 def test_a_packaged_one_is_found_by_name(tmp_path, monkeypatch):
@@ -89,7 +93,7 @@ def test_a_packaged_one_is_found_by_name(tmp_path, monkeypatch):
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):
-  with pytest.raises(ValueError, match=r"Unknown baselines \['mamba'\]; expected some of full"):
+  with pytest.raises(ValueError, match=r"Unknown baselines \['mamba'\]; expected some of sliding"):
     load({'mamba': ''})
   with pytest.raises(FileNotFoundError, match="'gone.npz' is neither a file nor"):
     load({'ssm': 'gone.npz'})

@@ -24,6 +24,7 @@ from wmpoe.evaluation import lpips
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import metrics
 from wmpoe.evaluation import results
+from wmpoe.experts import short_term
 
 # (predicted [A M H W 3], true [M H W 3]) uint8 -> one number per predicted frame [A M]
 Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -67,13 +68,13 @@ def standard_arms(
   return arms
 
 
-def further_arms(standard: Mapping[str, arms_lib.Arm], memories: Sequence[str], *, odometry: bool
-                 ) -> dict[str, arms_lib.Arm]:
-  """The spatial memory without true poses, the short-term network alone, the naive product."""
+def further_arms(standard: Mapping[str, arms_lib.Arm], memories: Mapping[str, Any], *,
+                 odometry: bool) -> dict[str, arms_lib.Arm]:
+  """The spatial memory without true poses, a short-term network alone, the naive product."""
   arms = {}
   if odometry and 'spatial' in memories:
     arms['spatial_odometry'] = dataclasses.replace(standard['spatial'], poses='odometry')
-  if 'short_term' in memories:
+  if isinstance(memories.get('short_term'), short_term.ShortTerm):
     arms['sliding'] = arms_lib.Arm(
         memories=('short_term',), with_base=False, rule='naive_product')
   if memories:

@@ -1,5 +1,6 @@
-"""Memory Maze: trained networks to compare with, as memories. The first three are models alone.
+"""Memory Maze: trained networks to compare with, as memories. All but the last are models alone.
 
+sliding   attention over the last 33 frames: the paper's short-term network as the only model
 full      attention over the whole history: a DiT with a context of 200 frames
 ssm       a state-space model that carries a state of constant size
 forcing   a DiT trained by diffusion forcing: history guidance, vanilla and temporal
@@ -18,6 +19,8 @@ from wmpoe.experts import short_term
 
 # What a card says about the training of an arm, if it does.
 BUDGET = ('steps', 'train_seconds', 'train_flops')
+# What a card calls the expert, where that is not the baseline's name.
+_EXPERTS = {'sliding': 'short_term'}
 
 
 def load(
@@ -56,7 +59,7 @@ def load(
     described = card['config']
     misfits = [
         f'the {what} {given}, expected {expected}' for what, given, expected in (
-            ('expert', described['expert'], kind), ('environment', described['env'], dict(env)),
+            ('expert', described['expert'], _EXPERTS.get(kind, kind)), ('environment', described['env'], dict(env)),
             ('autoencoder', described['encoder_sha256'], encoder)) if given != expected]
     if misfits and not files[kind]:
       left_out.append(kind)  # it was not asked for: the user has a world of their own
@@ -76,7 +79,7 @@ def _memories(
     kind: str, params: Any, described: zoo.Description, setting: Mapping[str, Any]
 ) -> dict[str, Any]:
   model, dims = zoo.model(described), zoo.dimensions(described['env'])
-  if kind == 'full':
+  if kind in ('sliding', 'full'):
     return {kind: short_term.ShortTerm(params=params, model=model, baseline='base', **dims)}
   if kind == 'ssm':
     return {kind: recurrent.Recurrent(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from wmpoe import world_model
@@ -64,10 +65,10 @@ class Study:
 
   @property
   def _windows(self) -> tuple[int, int]:
-    """Context frames of the base and of the short-term expert."""
+    """Context frames of the base and frames of the short-term memory."""
     base = self.model.base.model.context
     short = self.model.memories.get('short_term')
-    return base, base if short is None else short.model.context
+    return base, base if short is None else jax.eval_shape(lambda: short.init(1)).frames.shape[1]
 
   def problem(
       self, history: int, starts: Sequence[int], *, first: int = 0, inside: bool = False
