@@ -147,8 +147,9 @@ def test_short_term_memory_of_a_joint_network_is_a_ring_that_the_network_itself_
   # The very weights of the base: branches of one network run as one call.
   assert ring.params is spatial.params and ring.model == spatial.model
   assert 'short_term' in world.follows
-  without = zoo.load('memory_maze', compose={'short_term': {}})
-  assert tuple(without.memories) == ('long_term', 'spatial')
+  other = zoo.load('memory_maze', compose={'short_term': {}, 'spatial': {'frames': 7}})
+  assert tuple(other.memories) == ('long_term', 'spatial')
+  assert other.memories['spatial'].capacity == 7
 
 
 def test_baselines_and_levels_by_name():

@@ -42,6 +42,7 @@ MEMORY_MAZE: dict[str, Any] = {
     'num_steps': 10,
     # No network of its own: the spatial expert's, which reads a ring of the last frames.
     'short_term': {'frames': 33},
+    'spatial': {'frames': 256},
     'long_term': {
         'field': 256,
         'regression': {'views': place_field.VIEWS, 'ridge': 1e-4, 'steps': 0},

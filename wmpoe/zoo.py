@@ -289,8 +289,9 @@ def build(
     compose: 'rule', 'weights' (by name), 'sampler', 'num_steps', optionally 'levels' (by name, the
       'low' and 'high' log-SNR between which an expert has its weight), 'baselines' (by name: 'base'
       instead of an expert's own), 'short_term', the last 'frames' that a joint network reads where
-      no short-term expert is given, and 'long_term', the base's long-term memory (see `long_term`;
-      its 'field' is how many keys of places it writes to, where a base has any), or None for none.
+      no short-term expert is given, 'spatial', the 'frames' it holds, and 'long_term', the base's
+      long-term memory (see `long_term`; its 'field' is how many keys of places it writes to, where
+      a base has any), or None for none.
     latents: The latent space the experts work in, if they do.
 
   Raises:
@@ -320,8 +321,9 @@ def build(
     trained, described = experts['spatial']
     spatial = spatial_model(described)
     if isinstance(spatial, key_frames.KeyFrameModel):
+      held = compose.get('spatial', {}).get('frames', key_frames.Posed.capacity)
       spatial = key_frames.Posed(
-          params=trained, model=spatial, baseline='base' if joint else 'own')
+          params=trained, model=spatial, capacity=held, baseline='base' if joint else 'own')
     else:
       spatial = spatial_lib.Spatial(params=trained, model=spatial)
   memories: dict[str, Any] = {}

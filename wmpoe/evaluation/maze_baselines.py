@@ -59,7 +59,8 @@ def load(
     described = card['config']
     misfits = [
         f'the {what} {given}, expected {expected}' for what, given, expected in (
-            ('expert', described['expert'], _EXPERTS.get(kind, kind)), ('environment', described['env'], dict(env)),
+            ('expert', described['expert'], _EXPERTS.get(kind, kind)),
+            ('environment', described['env'], dict(env)),
             ('autoencoder', described['encoder_sha256'], encoder)) if given != expected]
     if misfits and not files[kind]:
       left_out.append(kind)  # it was not asked for: the user has a world of their own

@@ -53,9 +53,13 @@ def rank(study: maze_study.Study) -> maze_study.Outcome:
   if memory is None:
     raise ValueError('The protocol rank needs a long-term memory; this model has none.')
   lengths = sorted(study.setting['rank_histories'])
-  summaries: maze_study.Summaries = {}
   series: dict[str, list] = {}
-  last = max(lengths)
+  last, written = max(lengths), {'long_term': arms_lib.Arm(memories=('long_term',))}
+  # Without memory the frames are the same, whatever was written before them.
+  task = study.problem(last, [last])
+  base = maze_study.run(
+      study, dataclasses.replace(study.model, memories={}), task, {'base': arms_lib.Arm()})
+  summaries = maze_study.summaries(base, task, split=False)
   for value in study.setting['ranks']:
     # The scale alpha / rank stays: what changes is how much fits in.
     spec = dataclasses.replace(
@@ -68,11 +72,9 @@ def rank(study: maze_study.Study) -> maze_study.Outcome:
     model = dataclasses.replace(study.model, memories={'long_term': ranked})
     for length in lengths:
       task = study.problem(length, [length], first=last - length)
-      measured = maze_study.run(
-          study, model, task, {'base': arms_lib.Arm(), 'long_term': arms_lib.Arm(
-              memories=('long_term',))}, label=f'rank {value}, history {length}, ')
+      measured = base | maze_study.run(study, model, task, written, label=(
+          f'rank {value}, history {length}, '))
       summary = maze_study.summaries(measured, task, split=False)
-      summaries.setdefault('base', summary['base'])
       summaries[f'rank_{value}_history_{length}'] = summary['long_term']
     series[f'rank {value}'] = [
         summaries[f'rank_{value}_history_{length}'] for length in lengths]
