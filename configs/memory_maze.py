@@ -16,9 +16,9 @@ r"""Memory Maze (arXiv 2210.13383): run cards at a laptop's and at the paper's s
 extra `maze`: pip install -e '.[maze]'). 9x9 cells, frames of 64x64 without their border of 2, every
 second step.
 
-Names that begin with cpu_ are trained on two cores: cpu_spatial is packaged and is the base, too;
-cpu_full, cpu_ssm and cpu_forcing are the baselines full attention, state space and History
-Guidance, cpu_absolute the paper's spatial expert, which is told absolute poses and no more. base,
+Names that begin with cpu_ are trained on two cores: cpu_spatial is packaged and is base and
+short-term memory, too; cpu_short_term (sliding window), cpu_full, cpu_ssm and cpu_forcing are the
+baselines attention over 33 and 200 frames, state space and History Guidance, cpu_absolute the paper's spatial expert, which is told absolute poses and no more. base,
 short_term, spatial, absolute, full and ssm have the sizes of the paper (arXiv 2605.18813; ours
 share one modulation over all blocks, which saves a third of the parameters), base_1b a billion
 parameters, for pods. Nothing has been trained at those scales yet.

@@ -141,6 +141,9 @@ class KeyFrameModel:
 class Posed:
   """Definition of the key-frame memory; behind the same contract as every memory.
 
+  Of a small capacity, and followed by what is imagined, it is a short-term memory: a ring of the
+  last frames.
+
   Attributes:
     params: {'denoiser', 'encoder'}.
     weight: The contrast's weight.
