@@ -17,11 +17,12 @@ extra `maze`: pip install -e '.[maze]'). 9x9 cells, frames of 64x64 without thei
 second step.
 
 Names that begin with cpu_ are trained on two cores: cpu_spatial is packaged and is base and
-short-term memory, too; cpu_short_term (sliding window), cpu_full, cpu_ssm and cpu_forcing are the
-baselines attention over 33 and 200 frames, state space and History Guidance, cpu_absolute the paper's spatial expert, which is told absolute poses and no more. base,
-short_term, spatial, absolute, full and ssm have the sizes of the paper (arXiv 2605.18813; ours
-share one modulation over all blocks, which saves a third of the parameters), base_1b a billion
-parameters, for pods. Nothing has been trained at those scales yet.
+short-term memory, too; cpu_short_term and cpu_full are the baselines that attend to 33 and to 200
+frames, cpu_ssm and cpu_forcing state space and History Guidance, cpu_absolute the paper's spatial
+expert, which is told absolute poses and no more. base, short_term, spatial, absolute, full and ssm
+have the sizes of the paper (arXiv 2605.18813; ours share one modulation over all blocks, which
+saves a third of the parameters), base_1b a billion parameters, for pods. Nothing has been trained
+at those scales yet.
 """
 
 import ml_collections
