@@ -93,15 +93,16 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   assert done.code == 0, done.err
   out = results.read(tmp_path / 'there' / 'revisit.json')
   assert list(out['arms']) == [
-      'base', 'long_term', 'spatial', 'all', 'spatial_odometry', 'naive_product', 'ssm',
-      'copy_last', 'copy_mean', 'copy_pose', 'copy_turned']
+      'base', 'short_term', 'long_term', 'spatial', 'short_term+long_term', 'short_term+spatial',
+      'long_term+spatial', 'all', 'spatial_odometry', 'naive_product', 'ssm', 'copy_last',
+      'copy_mean', 'copy_pose', 'copy_turned']
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
   arm = out['arms']['spatial']
   assert {'psnr', 'ssim', 'psnr_minus_base', 'write_ms_per_frame'} <= set(arm)
   assert arm['psnr']['n'] == 2 and 'psnr_minus_base' not in out['arms']['base']
   assert out['meta']['config']['poses'].startswith('true')
-  assert 'left out, as there are no weights that fit: full, forcing, absolute.' in done.err
-  assert out['meta']['config']['left_out'] == ['full', 'forcing', 'absolute']
+  assert 'left out, as there are no weights that fit: sliding, full, forcing, absolute.' in done.err
+  assert out['meta']['config']['left_out'] == ['sliding', 'full', 'forcing', 'absolute']
   budget = out['meta']['config']['training']['ssm']
   assert budget['steps'] == 2 and budget['train_flops'] > 1e6 and budget['train_seconds'] > 0
   assert (tmp_path / 'there' / 'revisit.html').stat().st_size > 10_000
