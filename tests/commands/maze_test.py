@@ -83,7 +83,7 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
 
   done = wmpoe(
       'eval', config(), '--experts=spatial=cpu_spatial.npz',
-      '--config.autoencoder=autoencoder.npz', f'--source={source}', '--protocol=revisit',
+      '--config.autoencoder=autoencoder.npz', f'--source={source}', '--protocol=revisit,table1',
       '--episodes=2', '--seeds=1', '--metrics=psnr,ssim', '--workdir=there',
       '--config.protocol.history=8', '--config.protocol.starts=(8, 10)',
       '--config.protocol.chunks=1', '--config.protocol.odometry=odometry.npz',
@@ -107,6 +107,10 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   assert budget['steps'] == 2 and budget['train_flops'] > 1e6 and budget['train_seconds'] > 0
   assert (tmp_path / 'there' / 'revisit.html').stat().st_size > 10_000
   assert out['curves'][0]['title'] == 'Drift of the odometry, cells'
+  first = results.read(tmp_path / 'there' / 'table1.json')
+  assert 'psnr_revisited' not in first['arms']['all'] and first['meta']['seconds'] > 0
+  assert list(first['arms']) == list(out['arms'])
+  assert sorted(p.suffix for p in (tmp_path / 'there').iterdir()) == ['.html'] * 2 + ['.json'] * 2
 
   experts = {'spatial': (lambda tree, card: (tree, card['config']))(
       *zoo.load_expert('cpu_spatial.npz'))}

@@ -125,7 +125,7 @@ def test_a_few_episodes_at_a_time_imagine_the_same(study):
   state = three.model.init(3)
   at_once, in_twos = (
       maze_arms.imagine(
-          three.model, task, arms.Arm(at_once=size), state.memories, jax.random.key(0))[0]
+          three.model, task, arms.Arm(at_once=size), state.memories, jax.random.key(0), 0)[0]
       for size in (0, 2))
   small.close(at_once.astype(float), in_twos.astype(float), atol=1.0)
   small.differ(at_once[0], at_once[1])
@@ -178,6 +178,17 @@ def test_what_is_kept_is_not_measured_again(study, tmp_path, monkeypatch, protoc
   assert kept.parts() == (2 if protocol == 'streaming' else 2 * len(SETTING['contexts']))
   monkeypatch.setattr(maze_arms, 'score', None)
   assert run(protocol, chosen)['arms'] == first['arms']
+
+
+def test_table1_is_the_first_place_of_revisit(study, tmp_path, monkeypatch):
+  kept = kept_lib.Kept(tmp_path / 'parts')
+  chosen = dataclasses.replace(only(study, 'short_term'), kept=kept)
+  alone = run('table1', only(study, 'short_term'))
+  run('revisit', chosen)
+  assert kept.parts() == 4  # two seeds from two places
+  monkeypatch.setattr(maze_arms, 'score', None)
+  for name, arm in run('table1', chosen)['arms'].items():
+    assert arm['psnr'] == alone['arms'][name]['psnr'], name
 
 
 def test_streaming_parts_ways_after_the_first_round(study):

@@ -14,7 +14,9 @@ several places further on, split into those seen long ago and those never seen; 
 the history itself; contrast: experts with and without theirs; context and rank: by length of the
 history and by LoRA rank; streaming: rounds of write, imagine, append.
 Episodes of the test split are reported; those of --split=validation, or of another --source, are
-for choosing anything. A run that is stopped goes on, seed by seed, by the same command.
+for choosing anything. A run that is stopped goes on, part by part, by the same command. Several
+protocols with commas between them are measured one after the other; table1,revisit in the time of
+revisit.
 """
 
 from collections.abc import Sequence
@@ -56,7 +58,7 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   common.define_distributed(flags)
   define = lambda kind, *args, **kw: getattr(
       absl_flags, f'DEFINE_{kind}')(*args, flag_values=flags, **kw)
-  define('string', 'protocol', None, 'One of ' + '; '.join(
+  define('string', 'protocol', None, 'One of these, or several with commas: ' + '; '.join(
       f'{name}: {", ".join(known)}' for name, known in PROTOCOLS.items()) + '.')
   define('string', 'workdir', 'outputs/eval', 'Folder to write to.')
   define('string', 'experts', '', 'Files of experts instead of the packaged ones: '
@@ -94,37 +96,50 @@ def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldMode
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-  """Runs the protocol."""
+  """Runs the protocols."""
   description = common.plain(common.config_of(flags))
   own_data.fit(description, flags.source)
   zoo.environment(description['env'])
   name = description['env']['name']
-  protocol = flags.protocol or PROTOCOLS[name][0]
-  if protocol not in PROTOCOLS[name]:
-    raise ValueError(
-        f'Unknown protocol {protocol!r} of {name}; expected one of {", ".join(PROTOCOLS[name])}.')
+  protocols = (flags.protocol or PROTOCOLS[name][0]).split(',')
+  for protocol in protocols:
+    if protocol not in PROTOCOLS[name]:
+      raise ValueError(
+          f'Unknown protocol {protocol!r} of {name}; expected one of {", ".join(PROTOCOLS[name])}, '
+          'or several with commas between them.')
   if flags.episodes < 2 or flags.seeds < 1:
     raise ValueError(
         f'--episodes={flags.episodes} and --seeds={flags.seeds}: expected at least 2 episodes (one '
         "control is another episode's memory) and 1 seed.")
   folder = common.output_folder(flags.workdir)
   model = model_of(flags.experts, description)
-  begun = time.monotonic()
-  command = ' '.join(['python -m wmpoe', *sys.argv[1:]])
-  facts = {key: description[key] for key in ('env', 'compose')}
-  measure = _cards if name == 'cards' else _maze
-  body, strips, about, kept = measure(protocol, model, description, flags, folder)
-  if not multihost.is_main():  # It measured the same, and process 0 writes it.
-    return
-  out = results.make(
-      results.meta(command, {**facts, **about}, seeds=list(range(flags.seeds)),
-                   seconds=time.monotonic() - begun + kept.seconds), **body)
-  path = results.write(folder / f'{protocol}.json', out)
-  page = report.render(
-      out, folder, strips=strips, title=f'{_TITLES[name]}: {protocol}', name=f'{protocol}.html')
-  kept.clear()
-  print(report.terminal_table(out))
+  measure, kept = _cards if name == 'cards' else _maze, []
+  for protocol in protocols:
+    begun = time.monotonic()
+    body, strips, about, parts = measure(protocol, model, description, flags, folder)
+    kept.append(parts)
+    if multihost.is_main():  # The others measured the same.
+      facts = {key: description[key] for key in ('env', 'compose')}
+      _write(folder, protocol, f'{_TITLES[name]}: {protocol}', strips, results.make(
+          results.meta(
+              ' '.join(['python -m wmpoe', *sys.argv[1:]]), {**facts, **about},
+              seeds=list(range(flags.seeds)), seconds=time.monotonic() - begun + parts.seconds),
+          **body))
+  for parts in kept:
+    parts.clear()
+
+
+def _write(
+    folder: pathlib.Path, protocol: str, title: str, strips: Any, result: dict[str, Any]) -> None:
+  """Writes a result and its page, and shows it."""
+  path = results.write(folder / f'{protocol}.json', result)
+  page = report.render(result, folder, strips=strips, title=title, name=f'{protocol}.html')
+  print(report.terminal_table(result))
   print(f'\nwrote {path} and {pathlib.Path(page)}; next: open {page}')
+
+
+# Protocols that measure the same from one or several places: what is kept for one serves the other.
+_SHARED = {'table1': 'places', 'revisit': 'places'}
 
 
 def _keep(
@@ -132,10 +147,11 @@ def _keep(
     flags: absl_flags.FlagValues, arrays: Any,
 ) -> kept_lib.Kept:
   """Where this measurement is kept until its result is written; says so if it goes on."""
-  facts = results.meta(protocol, description, seeds=[], seconds=0.0)
+  measured = _SHARED.get(protocol, protocol)
+  facts = results.meta(measured, description, seeds=[], seconds=0.0)
   chosen = {name: flags[name].value for name in ('split', 'metrics', 'steps')}
   name = kept_lib.fingerprint([facts, chosen], arrays)
-  kept = kept_lib.Kept(folder / f'.{protocol}-{name}', writes=multihost.is_main())
+  kept = kept_lib.Kept(folder / f'.{measured}-{name}', writes=multihost.is_main())
   if kept.parts():
     print(f'going on: a run that was stopped left {kept.parts()} measured part(s) in '
           f'{kept.folder}; without that folder all is measured anew', file=sys.stderr)

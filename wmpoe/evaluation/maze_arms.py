@@ -101,39 +101,35 @@ def imagine(
     arm: arms_lib.Arm,
     memories: Mapping[str, Any],
     key: jax.Array,
+    place: int,
 ) -> tuple[np.ndarray, float]:
-  """Imagines from every place; frames uint8 [E T H W 3] and milliseconds per frame."""
-  composed, batch = arm.of(model), len(task.names)
+  """Imagines from one of the places; frames uint8 [E t H W 3] and milliseconds per frame."""
+  composed, batch, start = arm.of(model), len(task.names), task.starts[place]
+  before = jax.tree.map(jnp.asarray, task.part(0, start, poses=arm.poses))
+  now = dict(memories)
+  if arm.memory_of != 'other' and start != task.history:
+    # Windows move on with the episode, or back to where the history itself is asked for; what is
+    # written into the other memories stays.
+    back = start < task.history
+    seen = before if back else jax.tree.map(
+        jnp.asarray, task.part(task.history, start, poses=arm.poses))
+    for name in set(model.follows) & set(now):
+      memory = model.memories[name]
+      now[name] = _write(memory, memory.init(batch) if back else now[name], seen, key)
+  state = world_model.WorldState(
+      recent=composed.init(batch).recent.push(before), memories=now)
+  future = task.future(place, poses=arm.poses)
+  given = (state, future.actions, future.poses,
+           jax.random.split(jax.random.fold_in(key, place), batch))
   size = arm.at_once or batch
-  pieces = [np.arange(i, i + size) % batch for i in range(0, batch, size)]
-  frames, spent = [], 0.0
-  for index, start in enumerate(task.starts):
-    before = jax.tree.map(jnp.asarray, task.part(0, start, poses=arm.poses))
-    state = composed.init(batch)
-    now = dict(memories)
-    if arm.memory_of != 'other' and start != task.history:
-      # Windows move on with the episode, or back to where the history itself is asked for; what is
-      # written into the other memories stays.
-      back = start < task.history
-      seen = before if back else jax.tree.map(
-          jnp.asarray, task.part(task.history, start, poses=arm.poses))
-      for name in set(model.follows) & set(now):
-        memory = model.memories[name]
-        now[name] = _write(memory, memory.init(batch) if back else now[name], seen, key)
-    state = world_model.WorldState(recent=state.recent.push(before), memories=now)
-    future = task.future(index, poses=arm.poses)
-    keys = jax.random.split(jax.random.fold_in(key, index), batch)
-    shown = []
-    for piece in pieces:
-      part = (state, future.actions, future.poses, keys)
-      if len(pieces) > 1:
-        part = jax.tree.map(lambda x, chosen=piece: x[chosen], part)
-      out, seconds = arms_lib.timed(_imagine, composed, *part)
-      shown.append(np.asarray(out))
-      spent += seconds
-    frames.append(np.concatenate(shown)[:batch])
-  count = size * len(pieces) * task.length * len(task.starts)
-  return np.concatenate(frames, axis=1), 1e3 * spent / count
+  shown, spent = [], 0.0
+  for first in range(0, batch, size):
+    piece = np.arange(first, first + size) % batch  # one shape; what is too much is dropped
+    part = given if size == batch else jax.tree.map(lambda x, chosen=piece: x[chosen], given)
+    out, seconds = arms_lib.timed(_imagine, composed, *part)
+    shown.append(np.asarray(out))
+    spent += seconds
+  return np.concatenate(shown)[:batch], 1e3 * spent / (size * len(shown) * task.length)
 
 
 def score(
@@ -163,49 +159,87 @@ def run(
 ) -> dict[str, Measured]:
   """Writes the histories and measures every arm for every seed, and the copies if asked to.
 
-  Seeds that are `kept`, under their number and the label, are not measured again.
+  The `kept` parts are those of `parts`: what was measured of a seed from one of the places.
   """
-  history = jax.tree.map(jnp.asarray, task.part(0, task.history))
-  estimated = _estimated(arms)
-  copied = maze.copies(task) if copies else {}
-  names = [*arms, *copied]
-
-  def measure(seed: int) -> kept_lib.Found:
-    key, first = jax.random.key(seed), seed == seeds[0]
+  names = [*arms, *(maze.copies(task) if copies else ())]
+  found: list[list[kept_lib.Found]] = []
+  for seed in seeds:
     say = arms_lib.prefixed(progress, f'seed {seed}: ')
-    own, mixed, wrote = arms_lib.write_own_and_shuffled(
-        model, history, arms=list(arms.values()), seed=seed, say=say)
-    lost = own
-    if estimated:
-      lost, _ = arms_lib.write(
-          model.compose('base', *estimated),
-          jax.tree.map(jnp.asarray, task.part(0, task.history, poses='odometry')),
-          jax.random.fold_in(key, 0), arms_lib.prefixed(say, 'estimated poses, '))
-    shown, cost = [], []
-    for done, (name, arm) in enumerate(arms.items()):
-      source = lost if arm.poses == 'odometry' else own
-      frames, read = imagine(
-          model, task, arm, arms_lib.memories_of(arm, source, mixed), jax.random.fold_in(key, 1))
-      shown.append(frames)
-      cost.append((
-          sum(wrote[m] for m in arm.memories) / task.history, read,
-          sum(memory_bytes(own.memories[m]) for m in arm.memories)))
-      say(f'imagining {name}', (done + 1) / len(arms))
-    pictures = np.stack(shown + (list(copied.values()) if first else []))
-    out = {'scores': score(pictures, task.truth, measures, say), 'cost': np.array(cost)}
-    return {**out, 'frames': pictures} if first else out
-
-  per_seed = [kept.once(f'{label}seed {seed}', functools.partial(measure, seed)) for seed in seeds]
-  cost = dict(zip(arms, np.mean([found['cost'] for found in per_seed], axis=0), strict=True))
+    written = functools.cache(functools.partial(_written, model, task, arms, seed, say))
+    found.append([
+        kept.once(part, functools.partial(
+            _from_place, model, task, arms, place, written, jax.random.key(seed), measures,
+            arms_lib.prefixed(say, f'from frame {task.starts[place]}, '),
+            first=seed == seeds[0], copies=copies))
+        for place, part in enumerate(parts(task, [seed], label))])
+  cost = np.mean([part['cost'] for places in found for part in places], axis=0)
   measured = {}
   for at, name in enumerate(names):
-    spent = cost.get(name, (0.0, 0.0, 0.0))
-    scores = [found['scores'] for found in per_seed]
+    # The copies know no seed.
+    own = found if name in arms else found[:1]
+    spent = cost[at] if name in arms else (0.0, 0.0, 0.0)
     measured[name] = Measured(
-        scores={m: np.stack([s[m][at] for s in scores if at < len(s[m])]) for m in measures},
-        frames=per_seed[0]['frames'][at], write_ms_per_frame=float(spent[0]),
-        read_ms_per_frame=float(spent[1]), memory_bytes=float(spent[2]))
+        scores={m: np.stack([
+            np.concatenate([part['scores'][m][at] for part in places], axis=1)
+            for places in own]) for m in measures},
+        frames=np.concatenate([part['frames'][at] for part in found[0]], axis=1),
+        write_ms_per_frame=float(spent[0]), read_ms_per_frame=float(spent[1]),
+        memory_bytes=float(spent[2]))
   return measured
+
+
+def parts(task: maze.Problem, seeds: Sequence[int], label: str = '') -> list[str]:
+  """Names of what `run` measures one after the other: from every place, seed by seed."""
+  return [f'{label}seed {seed}, from frame {start}' for seed in seeds for start in task.starts]
+
+
+# What `_written` gives: states of own, shuffled and badly located histories, and ms per episode.
+_Written = tuple[
+    world_model.WorldState, world_model.WorldState, world_model.WorldState, dict[str, float]]
+
+
+def _written(
+    model: world_model.WorldModel, task: maze.Problem, arms: Mapping[str, arms_lib.Arm], seed: int,
+    say: arms_lib.Progress,
+) -> _Written:
+  """All memories the arms read."""
+  own, mixed, cost = arms_lib.write_own_and_shuffled(
+      model, jax.tree.map(jnp.asarray, task.part(0, task.history)), arms=list(arms.values()),
+      seed=seed, say=say)
+  lost, estimated = own, _estimated(arms)
+  if estimated:
+    lost, _ = arms_lib.write(
+        model.compose('base', *estimated),
+        jax.tree.map(jnp.asarray, task.part(0, task.history, poses='odometry')),
+        jax.random.fold_in(jax.random.key(seed), 0), arms_lib.prefixed(say, 'estimated poses, '))
+  return own, mixed, lost, cost
+
+
+def _from_place(
+    model: world_model.WorldModel, task: maze.Problem, arms: Mapping[str, arms_lib.Arm],
+    place: int, written: Callable[[], _Written], key: jax.Array, measures: Mapping[str, Metric],
+    say: arms_lib.Progress, *, first: bool, copies: bool,
+) -> kept_lib.Found:
+  """All arms from one place: scores and what they cost; of the first seed frames and copies."""
+  own, mixed, lost, wrote = written()
+  shown, cost = [], []
+  for done, (name, arm) in enumerate(arms.items()):
+    frames, read = imagine(
+        model, task, arm,
+        arms_lib.memories_of(arm, lost if arm.poses == 'odometry' else own, mixed),
+        jax.random.fold_in(key, 1), place)
+    shown.append(frames)
+    cost.append((
+        sum(wrote[m] for m in arm.memories) / task.history, read,
+        sum(memory_bytes(own.memories[m]) for m in arm.memories)))
+    say(f'imagining {name}', (done + 1) / len(arms))
+  there = slice(place * task.length, (place + 1) * task.length)
+  if first and copies:
+    shown += [frames[:, there] for frames in maze.copies(task).values()]
+  pictures = np.stack(shown)
+  found = {
+      'scores': score(pictures, task.truth[:, there], measures, say), 'cost': np.array(cost)}
+  return {**found, 'frames': pictures} if first else found
 
 
 def memory_bytes(state: Any) -> float:
@@ -217,11 +251,13 @@ def memory_bytes(state: Any) -> float:
   return float(sum(x.nbytes / x.shape[0] for x in jax.tree.leaves(kept)))
 
 
-def stages(model: world_model.WorldModel, arms: Mapping[str, arms_lib.Arm], seeds: int) -> int:
-  """How many different things `run` reports to be doing."""
+def stages(
+    model: world_model.WorldModel, arms: Mapping[str, arms_lib.Arm], parts_of_seeds: Sequence[int]
+) -> int:
+  """How many different things `run` reports to be doing for so many parts of each seed."""
   shuffled = arms_lib.shuffled_memories(list(arms.values()))
-  return seeds * (
-      1 + len(arms) + len(model.memories) + len(shuffled) + len(_estimated(arms)))
+  writing = len(model.memories) + len(shuffled) + len(_estimated(arms))
+  return sum(writing + count * (len(arms) + 1) for count in parts_of_seeds if count)
 
 
 def _estimated(arms: Mapping[str, arms_lib.Arm]) -> set[str]:

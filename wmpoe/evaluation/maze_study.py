@@ -38,7 +38,7 @@ class Study:
     planar: Whether poses are (x, y, heading).
     view: Of the camera, see `maze.Problem`.
     progress: Makes a progress display out of the number of stages.
-    kept: Where what is measured is kept, seed by seed, until the result is written.
+    kept: Where what is measured is kept, part by part, until the result is written.
   """
 
   model: world_model.WorldModel
@@ -89,8 +89,8 @@ def run(
     arms: Mapping[str, arms_lib.Arm], *, copies: bool = False, label: str = '',
 ) -> dict[str, maze_arms.Measured]:
   """Measures arms on a problem, see `maze_arms.run`; shows progress."""
-  seeds = study.kept.missing(f'{label}seed {seed}' for seed in study.seeds)
-  progress = study.progress(maze_arms.stages(model, arms, len(seeds)))
+  left = [len(study.kept.missing(maze_arms.parts(task, [seed], label))) for seed in study.seeds]
+  progress = study.progress(maze_arms.stages(model, arms, left))
   measured = maze_arms.run(
       model, task, arms=arms, seeds=study.seeds, measures=study.measures, copies=copies,
       progress=arms_lib.prefixed(progress, label), label=label, kept=study.kept)
