@@ -83,7 +83,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_seed(
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
-    (['--protocol=recal'], "Unknown protocol 'recal' of cards; expected one of recall, steps, or sev"),
+    (['--protocol=recal'], "Unknown protocol 'recal' of cards; expected one of recall, steps, or"),
     (['--episodes=1'], '--episodes=1 and --seeds=1: expected at least 2 episodes'),
     (['--seeds=0'], '--episodes=2 and --seeds=0: expected at least 2 episodes'),
     (['--experts=base.npz'], "--experts got 'base.npz'; expected name=file, comma separated."),

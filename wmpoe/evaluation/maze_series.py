@@ -54,7 +54,7 @@ def rank(study: maze_study.Study) -> maze_study.Outcome:
     raise ValueError('The protocol rank needs a long-term memory; this model has none.')
   lengths = sorted(study.setting['rank_histories'])
   series: dict[str, list] = {}
-  last, written = max(lengths), {'long_term': arms_lib.Arm(memories=('long_term',))}
+  last, written = max(lengths), {'long_term': study.arms()['long_term']}
   # Without memory the frames are the same, whatever was written before them.
   task = study.problem(last, [last])
   base = maze_study.run(
