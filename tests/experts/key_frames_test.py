@@ -140,6 +140,8 @@ def test_sizes_that_do_not_fit_are_refused():
     dataclasses.replace(MODEL, reader=view_reader.ViewReader(features=5))
   with pytest.raises(ValueError, match='expected count >= 1'):
     key_frames.Retrieval(count=0)
+  with pytest.raises(ValueError, match='A memory of 1 pictures is too small: every view reads 2'):
+    key_frames.Posed(params=None, model=MODEL, capacity=1)
 
 
 def test_merged_rings_hold_the_newest_of_both_once():

@@ -161,6 +161,11 @@ class Posed:
 
   def __post_init__(self):
     expert.check_baseline(self.baseline, ('own', 'base'))
+    if self.capacity < self.model.retrieval.count:
+      raise ValueError(
+          f'A memory of {self.capacity} pictures is too small: every view reads '
+          f'{self.model.retrieval.count} of them. Hold at least as many (in a config: '
+          'compose.short_term.frames, compose.spatial.frames).')
 
   def init(self, batch: int) -> KeyFrames:
     """No pictures yet, for `batch` episodes."""
