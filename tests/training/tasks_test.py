@@ -91,6 +91,11 @@ def test_a_spatial_fork_keeps_the_base_and_adds_a_fresh_map():
   small.same({k: params['denoiser'][k] for k in base}, base)
 
 
+def test_a_spatial_expert_is_trained_on():
+  expert = small.params(small.spatial_model())
+  small.same(jax.jit(_spatial(initial=expert).init)(jax.random.key(1)), expert)
+
+
 @pytest.mark.parametrize('misfit', [{'width': 32}, {'depth': 3}])
 def test_a_base_that_does_not_fit(misfit):
   base = small.params(small.model(**misfit))

@@ -52,9 +52,10 @@ def make_task(description: Mapping[str, Any]) -> Any:
       raise ValueError(
           f'init_from={description["init_from"]!r} was trained on {card["config"]["env"]}; this '
           f'run is for {description["env"]}.')
-    # A joint network is base and spatial expert in one: it is the base that others fork from.
-    initial = initial.get('denoiser', initial)
-    if kind != 'spatial':  # neither does what only serves another memory come along
+    if kind != 'spatial':
+      # A joint network is base and spatial expert in one: it is the base that others fork from,
+      # and what only serves another memory does not come along.
+      initial = initial.get('denoiser', initial)
       own = jax.eval_shape(
           lambda key: zoo.model(description).init(key, **dims), jax.random.key(0))
       initial = {name: leaf for name, leaf in initial.items() if name in own}

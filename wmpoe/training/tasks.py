@@ -56,7 +56,8 @@ class SpatialTask:
     empty_rate: Probability that a sample's map is left empty (trains the baseline).
     action_dim: A.
     pose_dim: P.
-    initial: Optional parameters of a base; the denoiser is forked from it, new leaves are fresh.
+    initial: Optional parameters of a base, from which the denoiser is forked, or of a spatial
+      expert, {'denoiser', 'encoder'}, to go on from. New leaves are fresh.
   """
 
   model: spatial.SpatialModel | key_frames.KeyFrameModel
@@ -67,11 +68,12 @@ class SpatialTask:
   initial: Any = None
 
   def init(self, key: chex.PRNGKey) -> Any:
-    """Fresh parameters; those the base has too are the base's."""
+    """Fresh parameters, but for those it starts from."""
     params = self.model.init(key, action_dim=self.action_dim, pose_dim=self.pose_dim)
     if self.initial is None:
       return params
-    return {**params, 'denoiser': _fork(params['denoiser'], self.initial)}
+    given = self.initial if 'denoiser' in self.initial else {'denoiser': self.initial}
+    return {**params, **{name: _fork(params[name], part) for name, part in given.items()}}
 
   def loss(
       self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
