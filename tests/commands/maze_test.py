@@ -107,6 +107,8 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   assert budget['steps'] == 2 and budget['train_flops'] > 1e6 and budget['train_seconds'] > 0
   assert (tmp_path / 'there' / 'revisit.html').stat().st_size > 10_000
   assert out['curves'][0]['title'] == 'Drift of the odometry, cells'
+  # The place that both protocols share is imagined once.
+  assert done.err.count('from frame 8, imagining shuffled_history') == 1
   first = results.read(tmp_path / 'there' / 'table1.json')
   assert 'psnr_revisited' not in first['arms']['all'] and first['meta']['seconds'] > 0
   assert list(first['arms']) == list(out['arms'])

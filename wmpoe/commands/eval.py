@@ -49,6 +49,8 @@ from wmpoe.evaluation import results
 PROTOCOLS = {
     'cards': ('recall', 'steps'), 'memory_maze': tuple(maze_protocols.PROTOCOLS),
     'own_data': tuple(maze_protocols.PROTOCOLS)}
+# Protocols that measure the same from one or several places: what is kept for one serves the other.
+_SHARED = {'table1': 'places', 'revisit': 'places'}
 _TITLES = {'cards': 'Memory Cards', 'memory_maze': 'Memory Maze', 'own_data': 'Own data'}
 
 
@@ -136,10 +138,6 @@ def _write(
   page = report.render(result, folder, strips=strips, title=title, name=f'{protocol}.html')
   print(report.terminal_table(result))
   print(f'\nwrote {path} and {pathlib.Path(page)}; next: open {page}')
-
-
-# Protocols that measure the same from one or several places: what is kept for one serves the other.
-_SHARED = {'table1': 'places', 'revisit': 'places'}
 
 
 def _keep(

@@ -161,7 +161,8 @@ def run(
 
   The `kept` parts are those of `parts`: what was measured of a seed from one of the places.
   """
-  names = [*arms, *(maze.copies(task) if copies else ())]
+  copied = maze.copies(task) if copies else {}
+  names = [*arms, *copied]
   found: list[list[kept_lib.Found]] = []
   for seed in seeds:
     say = arms_lib.prefixed(progress, f'seed {seed}: ')
@@ -170,7 +171,7 @@ def run(
         kept.once(part, functools.partial(
             _from_place, model, task, arms, place, written, jax.random.key(seed), measures,
             arms_lib.prefixed(say, f'from frame {task.starts[place]}, '),
-            first=seed == seeds[0], copies=copies))
+            first=seed == seeds[0], copied=copied))
         for place, part in enumerate(parts(task, [seed], label))])
   cost = np.mean([part['cost'] for places in found for part in places], axis=0)
   measured = {}
@@ -218,7 +219,7 @@ def _written(
 def _from_place(
     model: world_model.WorldModel, task: maze.Problem, arms: Mapping[str, arms_lib.Arm],
     place: int, written: Callable[[], _Written], key: jax.Array, measures: Mapping[str, Metric],
-    say: arms_lib.Progress, *, first: bool, copies: bool,
+    say: arms_lib.Progress, *, first: bool, copied: Mapping[str, np.ndarray],
 ) -> kept_lib.Found:
   """All arms from one place: scores and what they cost; of the first seed frames and copies."""
   own, mixed, lost, wrote = written()
@@ -234,8 +235,8 @@ def _from_place(
         sum(memory_bytes(own.memories[m]) for m in arm.memories)))
     say(f'imagining {name}', (done + 1) / len(arms))
   there = slice(place * task.length, (place + 1) * task.length)
-  if first and copies:
-    shown += [frames[:, there] for frames in maze.copies(task).values()]
+  if first:
+    shown += [frames[:, there] for frames in copied.values()]
   pictures = np.stack(shown)
   found = {
       'scores': score(pictures, task.truth[:, there], measures, say), 'cost': np.array(cost)}
