@@ -8,6 +8,7 @@ r"""Memory Maze (arXiv 2210.13383): run cards at a laptop's and at the paper's s
   python -m wmpoe encode --config=configs/memory_maze.py --source=data/memory_maze_9x9/validation \
       --workdir=data/latents/validation
   python -m wmpoe train  --config=configs/memory_maze.py:odometry --workdir=runs/maze_odometry
+  python -m wmpoe train  --config=configs/memory_maze.py:depth --workdir=runs/maze_depth
   python -m wmpoe train  --config=configs/memory_maze.py:cpu_spatial --workdir=runs/maze_spatial
   python -m wmpoe train  --config=configs/memory_maze.py:cpu_short_term --workdir=runs/maze_short
   python -m wmpoe eval   --config=configs/memory_maze.py --protocol=revisit --source=data/maze/test
@@ -56,7 +57,7 @@ _BUDGET = {
     'forcing': dict(steps=570, batch_size=8, warmup_steps=50),
     'absolute': dict(steps=3000, batch_size=8, warmup_steps=200),
 }
-VARIANTS = ('', 'autoencoder', 'odometry', *_MODELS)
+VARIANTS = ('', 'autoencoder', 'odometry', 'depth', *_MODELS)
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -102,6 +103,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     _autoencoder(config)
   elif variant == 'odometry':
     _odometry(config)
+  elif variant == 'depth':
+    _depth(config)
   else:
     _denoiser(config)
     if not variant.startswith('cpu_'):
@@ -139,6 +142,16 @@ def _odometry(config: ml_collections.ConfigDict) -> None:
       steps=8000, batch_size=16, learning_rate=2e-3, ema_decay=0.99, checkpoint_every=1000, seed=2)
 
 
+def _depth(config: ml_collections.ConfigDict) -> None:
+  """How far every pixel is, taught by the layouts of the training mazes: what places pictures."""
+  config.latent = (16, 16, 4)
+  config.depth = dict(width=64, blocks=4)
+  config.data = dict(seed=3, folder='data/latents/training', validation='data/latents/validation')
+  config.train.update(
+      steps=4000, batch_size=32, learning_rate=2e-3, weight_decay=1e-3, ema_decay=0.99,
+      checkpoint_every=1000, eval_every=1000, seed=3)
+
+
 def _denoiser(config: ml_collections.ConfigDict) -> None:
   """Spatial: one network that is the base, too, and from which the others are forked."""
   config.model = dict(
@@ -158,6 +171,11 @@ def _denoiser(config: ml_collections.ConfigDict) -> None:
     config.encoder = dict(features=64, width=128, depth=2, heads=4)
     # The simulator's camera: 80 degrees wide (with the border padded again), 5.71 looking down.
     config.retrieval = dict(count=4, length=1.0, angle=0.6, half_view=0.6981, pitch=0.0997)
+    # 8 pictures are warped to a view; a patch of it and how much was seen follow the reader's 64.
+    config.points = dict(
+        depth='memory_maze_depth', count=8, half_view=0.6666, pitch=0.0997, ahead=0.075)
+    config.model.map_dim = 64 + 4**2 * (4 + 1)
+    config.drift = (0.12, 0.03)  # cells, radians: what odometry does not know
     config.empty_rate = 0.5
     return
   config.data.update(seed=1, history=0)

@@ -12,6 +12,7 @@ import pytest
 
 from wmpoe import compositions
 from wmpoe import packaged
+from wmpoe import recipes
 from wmpoe import zoo
 from wmpoe.commands import common
 from wmpoe.diffusion import samplers
@@ -66,10 +67,10 @@ def test_descriptions_become_what_they_say():
   assert model.schedule == schedules.LinearBetaSchedule(beta_max=10.0)
   assert zoo.dimensions(DESCRIPTION['env']) == {'action_dim': 7, 'pose_dim': 2}
   assert zoo.spatial_model(_described('spatial')).locate.cells == 4
-  assert zoo.lora_spec(LONG_TERM).targets == ('query', 'place')
-  assert zoo.writing(LONG_TERM).steps == 3
-  assert zoo.writing(LONG_TERM).objective.null_rate == 0.5
-  assert zoo.sampler({'name': 'ddim', 'eta': 0.5}) == samplers.DDIM(eta=0.5)
+  assert recipes.lora_spec(LONG_TERM).targets == ('query', 'place')
+  assert recipes.writing(LONG_TERM).steps == 3
+  assert recipes.writing(LONG_TERM).objective.null_rate == 0.5
+  assert recipes.sampler({'name': 'ddim', 'eta': 0.5}) == samplers.DDIM(eta=0.5)
 
 
 @pytest.fixture(scope='module')
@@ -168,7 +169,7 @@ def test_baselines_and_levels_by_name():
 
 def test_a_rate_that_halves():
   gradient, start = jnp.ones(()), jnp.zeros(())
-  optimizer = zoo.optimizer({'name': 'sgd', 'learning_rate': 0.5, 'halving_steps': 2})
+  optimizer = recipes.optimizer({'name': 'sgd', 'learning_rate': 0.5, 'halving_steps': 2})
   state, moves = optimizer.init(start), []
   for _ in range(4):
     update, state = optimizer.update(gradient, state, start)
@@ -178,12 +179,13 @@ def test_a_rate_that_halves():
 
 @pytest.mark.parametrize(('make', 'message'), [
     (lambda: zoo.environment({'name': 'maze'}), "environment 'maze'; expected one of cards"),
-    (lambda: zoo.sampler({'name': 'euler'}), "Unknown sampler 'euler'; expected one of ddim"),
-    (lambda: zoo.optimizer({'name': 'adagrad', 'learning_rate': 1}), "Unknown optimizer 'adagrad'"),
+    (lambda: recipes.sampler({'name': 'euler'}), "Unknown sampler 'euler'; expected one of ddim"),
+    (lambda: recipes.optimizer({'name': 'adagrad', 'learning_rate': 1}),
+     "Unknown optimizer 'adagrad'"),
     (lambda: zoo.model(_described('base', model__schedule={'name': 'sigmoid'})),
      "Unknown schedule 'sigmoid'; expected one of cosine, linear_beta"),
     (lambda: zoo.model(_described('base', model__attention='sparse')), "attention kind 'sparse'"),
-    (lambda: zoo.lora_spec({'lora': {**LONG_TERM['lora'], 'rank': 0}}), 'LoRA rank 0'),
+    (lambda: recipes.lora_spec({'lora': {**LONG_TERM['lora'], 'rank': 0}}), 'LoRA rank 0'),
     (lambda: zoo.load('chess'), "No packaged world model is named 'chess'. There are: .*cards"),
     (lambda: zoo.build({'short_term': _experts()['short_term']}, COMPOSE),
      r"Got the experts \['short_term'\]; expected base and any of short_term, spatial"),
@@ -228,3 +230,19 @@ def test_a_file_that_does_not_fit_its_card_is_refused(tmp_path):
 def test_no_such_file(tmp_path):
   with pytest.raises(FileNotFoundError):
     zoo.load_expert(tmp_path / 'none.npz')
+
+
+def test_point_maps_are_those_an_expert_was_trained_with():
+  env = {'name': 'memory_maze', 'size': 9, 'image': 64, 'border': 2, 'skip': 2, 'length': 600}
+  described = {
+      'env': env, 'autoencoder': 'memory_maze_autoencoder', 'points': {
+          'depth': 'memory_maze_depth', 'count': 3, 'half_view': 0.6, 'pitch': 0.1, 'ahead': 0.0}}
+  points = zoo.point_maps(described)
+  assert points.count == 3 and points.camera.half_view == 0.6
+  assert zoo.point_maps({**described, 'points': {}}) is None
+  with pytest.raises(ValueError, match=r"points.depth='memory_maze_depth' holds the expert 'depth' "
+                     r'with hash \w+...; expected the depth network .* trained with, 123...'):
+    zoo.point_maps({**described, 'depth_sha256': '123'})
+  with pytest.raises(ValueError, match="'memory_maze_odometry' holds the expert 'odometry'"):
+    zoo.point_maps(
+        {**described, 'points': {**described['points'], 'depth': 'memory_maze_odometry'}})

@@ -146,7 +146,8 @@ class WorldModel:
     """The observation as memories and denoisers take it: with latents for frames, if there are."""
     if self.latents is None:
       return observation
-    return dataclasses.replace(observation, frames=self.latents.encode(observation.frames))
+    return dataclasses.replace(
+        observation, frames=self.latents.encode(observation.frames), pictures=observation.frames)
 
   def write(
       self, state: WorldState, observation: episode.Observation, key: chex.PRNGKey

@@ -12,36 +12,34 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from wmpoe import compositions
 from wmpoe import packaged
+from wmpoe import perception
+from wmpoe import recipes
 from wmpoe import world_model
 from wmpoe.data import cards
 from wmpoe.data import maze_config
 from wmpoe.data import spaces
-from wmpoe.diffusion import samplers
 from wmpoe.diffusion import schedules
 from wmpoe.experts import base as base_lib
 from wmpoe.experts import composition
 from wmpoe.experts import expert
 from wmpoe.experts import key_frames
 from wmpoe.experts import long_term as long_term_lib
-from wmpoe.experts import objective as objective_lib
 from wmpoe.experts import place_field
+from wmpoe.experts import point_maps as point_maps_lib
 from wmpoe.experts import short_term as short_term_lib
 from wmpoe.experts import spatial as spatial_lib
-from wmpoe.experts import writing as writing_lib
 from wmpoe.networks import attention
 from wmpoe.networks import autoencoder
 from wmpoe.networks import codec
 from wmpoe.networks import dit
-from wmpoe.networks import lora as lora_lib
 from wmpoe.networks import map_encoder
-from wmpoe.networks import odometry
 from wmpoe.networks import poses
 from wmpoe.networks import ssm
 from wmpoe.networks import view_reader
+from wmpoe.networks import warping
 
 EXPERTS = ('base', 'short_term', 'long_term', 'spatial')
 TRAINED = ('base', 'short_term', 'spatial')  # the long-term memory is the base, written
@@ -56,32 +54,12 @@ _SCHEDULES = {
     'cosine': schedules.CosineSchedule,
     'linear_beta': schedules.LinearBetaSchedule,
 }
-SAMPLERS = {
-    'ddim': samplers.DDIM,
-    'ddpm': samplers.DDPM,
-    'heun': samplers.Heun,
-    'dpm_solver_2m': samplers.DPMSolver2M,
-}
 _POSE_CODES = {'relative': poses.RelativePose, 'absolute': poses.AbsolutePose}
-_OPTIMIZERS = {'adam': optax.adam, 'adamw': optax.adamw, 'sgd': optax.sgd, 'lion': optax.lion}
-
-
-def _named(kind: str, table: Mapping[str, Any], description: Description) -> Any:
-  """Builds `table[name](**rest)`.
-
-  Raises:
-    ValueError: if the name is unknown.
-  """
-  options = dict(description)
-  name = options.pop('name')
-  if name not in table:
-    raise ValueError(f'Unknown {kind} {name!r}; expected one of {", ".join(table)}.')
-  return table[name](**options)
 
 
 def environment(description: Description) -> Any:
   """The environment: `{'name': 'cards', 'size': 32}`, 'memory_maze', or a spaces.json's."""
-  return _named('environment', _ENVIRONMENTS, description)
+  return recipes.named('environment', _ENVIRONMENTS, description)
 
 
 class Dimensions(TypedDict):
@@ -97,31 +75,12 @@ def dimensions(description: Description) -> Dimensions:
   return {'action_dim': env.action_dim, 'pose_dim': env.pose_dim}
 
 
-def sampler(description: Description) -> samplers.Sampler:
-  """A sampler; `{'name': 'ddim', 'eta': 0.0}`."""
-  return _named('sampler', SAMPLERS, description)
-
-
-def optimizer(description: Description) -> optax.GradientTransformation:
-  """An optax optimiser of the inner loop; `{'name': 'adam', 'learning_rate': 1e-3}`.
-
-  With 'halving_steps': h the rate at step n is `learning_rate / (1 + n / h)`, which needs no known
-  end, so that writing can go on for as long as the episode does.
-  """
-  options = dict(description)
-  halving = options.pop('halving_steps', 0)
-  if halving:
-    rate = options['learning_rate']
-    options['learning_rate'] = lambda step: rate / (1.0 + step / halving)
-  return _named('optimizer', _OPTIMIZERS, options)
-
-
 def model(description: Description) -> expert.Model:
   """The static model of an expert; reads the entries 'env' and 'model'."""
   m = description['model']
   env, in_latents = environment(description['env']), bool(m.get('latent'))
   coding = {'name': 'relative', **(m.get('pose_code') or {})}
-  pose_code = _named('pose code', _POSE_CODES, coding) if m.get('pose_code') else None
+  pose_code = recipes.named('pose code', _POSE_CODES, coding) if m.get('pose_code') else None
   recurrent = m.get('network') == 'ssm'
   build_network = functools.partial(
       ssm.SSM, **{k: m[k] for k in ('state', 'expand', 'scan') if k in m}) if recurrent else dit.DiT
@@ -135,25 +94,17 @@ def model(description: Description) -> expert.Model:
       remat=m['remat'], field=pose_code.field if pose_code else 0,
       implementation=m.get('implementation', 'auto'), scan_layers=m.get('scan_layers', False))
   return expert.Model(
-      network=network, schedule=_named('schedule', _SCHEDULES, m['schedule']),
+      network=network, schedule=recipes.named('schedule', _SCHEDULES, m['schedule']),
       prediction=m['prediction'], codec=codec.LatentCodec() if in_latents else codec.PixelCodec(),
       pose_code=pose_code, anchor='first' if recurrent else 'last')
 
 
-def autoencoder_network(description: Description) -> autoencoder.Autoencoder:
-  """The static autoencoder; reads 'env' and 'autoencoder'."""
-  options = dict(description['autoencoder'])
-  return autoencoder.Autoencoder(
-      frame_shape=environment(description['env']).frame_shape,
-      **{**options, 'widths': tuple(options['widths']), 'depth': tuple(options['depth'])})
-
-
-def load_odometry(name: str | os.PathLike[str]) -> tuple[odometry.Odometry, Any, dict]:
+def load_odometry(name: str | os.PathLike[str]) -> tuple[Any, Any, dict]:
   """The static odometry of a file or packaged name, its parameters and its card."""
   params, card = load_expert(name)
   if card['config']['expert'] != 'odometry':
     raise ValueError(f"'{name}' holds the expert {card['config']['expert']!r}; expected odometry.")
-  return odometry.Odometry(**card['config']['odometry']), params, card
+  return perception.odometry(card['config']), params, card
 
 
 def load_latent_space(path: str | os.PathLike[str]) -> tuple[autoencoder.LatentSpace, dict]:
@@ -165,18 +116,20 @@ def load_latent_space(path: str | os.PathLike[str]) -> tuple[autoencoder.LatentS
         'python -m wmpoe train --config=configs/memory_maze.py:autoencoder.')
   return autoencoder.LatentSpace(
       params=tree['autoencoder'], mean=tree['mean'], std=tree['std'],
-      network=autoencoder_network(card['config'])), card
+      network=perception.autoencoder(
+          card['config'], environment(card['config']['env']).frame_shape)), card
 
 
 def spatial_model(description: Description) -> Any:
-  """The static spatial model; reads 'env', 'model', 'encoder', and 'retrieval' but for cards."""
+  """The static spatial model; reads 'env', 'model', 'encoder' and, but for cards, 'retrieval'."""
   denoiser = model(description)
   if description['env']['name'] != 'cards':
     reader = view_reader.ViewReader(
         patch=denoiser.network.patch, dtype=denoiser.network.dtype, **description['encoder'])
     return key_frames.KeyFrameModel(
         denoiser=denoiser, reader=reader,
-        retrieval=key_frames.Retrieval(**description['retrieval']))
+        retrieval=key_frames.Retrieval(**description['retrieval']),
+        warps=bool(description.get('points')))
   rows, columns = denoiser.network.grid
   encoder = map_encoder.MapEncoder(
       patch=denoiser.network.patch, dtype=denoiser.network.dtype, **description['encoder'])
@@ -184,22 +137,28 @@ def spatial_model(description: Description) -> Any:
       denoiser=denoiser, encoder=encoder, locate=spatial_lib.FixedCamera(rows * columns))
 
 
-def objective(description: Description) -> objective_lib.Objective:
-  """A training objective; reads 'objective'."""
-  return objective_lib.Objective(**description['objective'])
+def point_maps(description: Description) -> point_maps_lib.PointMaps | None:
+  """The point maps a spatial expert reads, if any; reads 'points' and 'autoencoder'.
 
-
-def writing(description: Description) -> writing_lib.Writing:
-  """How a history is written; reads 'writing' but for its optimiser."""
-  options = {k: v for k, v in description['writing'].items() if k != 'optimizer'}
-  inner = objective_lib.Objective(**options.pop('objective'))
-  return writing_lib.Writing(objective=inner, **options)
-
-
-def lora_spec(description: Description) -> lora_lib.LoraSpec:
-  """Rank, scale and targets; reads 'lora'."""
-  options = dict(description['lora'])
-  return lora_lib.LoraSpec(**{**options, 'targets': tuple(options['targets'])})
+  Raises:
+    ValueError: if the depth network is not the one the expert was trained with.
+  """
+  options = dict(description.get('points') or {})
+  if not options:
+    return None
+  name = options.pop('depth')
+  params, card = load_expert(name)
+  if card['config']['expert'] != 'depth' or (
+      description.get('depth_sha256') not in (None, card['sha256'])):
+    raise ValueError(
+        f"points.depth='{name}' holds the expert {card['config']['expert']!r} with hash "
+        f"{card['sha256'][:12]}...; expected the depth network that the spatial expert was trained "
+        f"with, {str(description.get('depth_sha256'))[:12]}... .")
+  latents, _ = load_latent_space(description['autoencoder'])
+  env, count = environment(description['env']), options.pop('count')
+  return point_maps_lib.PointMaps(
+      latents=latents, params=params, network=perception.depth(card['config'], env.frame_shape),
+      camera=warping.Camera(**options), count=count)
 
 
 def long_term(
@@ -219,7 +178,7 @@ def long_term(
     spatial: The spatial memory that is one network with the base. Without it there is nothing to
       regress on, and the field is trained.
   """
-  how, spec, regression = writing(description), lora_spec(description), None
+  how, spec, regression = recipes.writing(description), recipes.lora_spec(description), None
   options = dict(description.get('regression') or {})
   if options and spatial is not None:
     how = dataclasses.replace(how, steps=options.pop('steps'))
@@ -229,7 +188,7 @@ def long_term(
         model=spatial.model, rank=spec.rank, views=views, **options)
   return long_term_lib.create(
       jax.random.key(0), base.model, base.params, **dimensions(env), spec=spec,
-      optimizer=optimizer(description['writing']['optimizer']), writing=how,
+      optimizer=recipes.optimizer(description['writing']['optimizer']), writing=how,
       regression=regression, baseline=description['baseline'], reading=description['reading'])
 
 
@@ -237,18 +196,9 @@ def shapes(description: Description) -> Any:
   """The tree of shapes an expert's parameters must have; checks a file before it is used."""
   kind, dims = description['expert'], dimensions(description['env'])
   key = jax.random.key(0)
-  if kind == 'autoencoder':
-    network = autoencoder_network(description)
-    frame = jnp.zeros((1, *network.frame_shape))
-    statistic = jax.ShapeDtypeStruct((network.channels,), jnp.float32)
-    return {
-        'autoencoder': jax.eval_shape(lambda k: network.init(k, frame)['params'], key),
-        'mean': statistic, 'std': statistic}
-  if kind == 'odometry':
-    inputs = jnp.zeros((1, 2, *description['latent'])), jnp.zeros((1, 2, dims['action_dim']))
-    return jax.eval_shape(
-        lambda k: odometry.Odometry(**description['odometry']).init(
-            k, *inputs, method='all')['params'], key)
+  if kind in perception.KINDS:
+    return perception.shapes(
+        description, environment(description['env']).frame_shape, dims['action_dim'])
   if kind == 'spatial':
     return jax.eval_shape(lambda k: spatial_model(description).init(k, **dims), key)
   return jax.eval_shape(lambda k: model(description).init(k, **dims), key)
@@ -323,7 +273,8 @@ def build(
     if isinstance(spatial, key_frames.KeyFrameModel):
       held = compose.get('spatial', {}).get('frames', key_frames.Posed.capacity)
       spatial = key_frames.Posed(
-          params=trained, model=spatial, capacity=held, baseline='base' if joint else 'own')
+          params=trained, model=spatial, capacity=held, baseline='base' if joint else 'own',
+          points=point_maps(described))
     else:
       spatial = spatial_lib.Spatial(params=trained, model=spatial)
   memories: dict[str, Any] = {}
@@ -332,7 +283,8 @@ def build(
     memories['short_term'] = short_term_lib.ShortTerm(
         params=trained, model=model(described), **dimensions(env))
   elif joint and compose.get('short_term'):
-    memories['short_term'] = spatial.replace(capacity=compose['short_term']['frames'])
+    memories['short_term'] = spatial.replace(
+        capacity=compose['short_term']['frames'], points=None)
   if compose['long_term'] is not None:
     memories['long_term'] = long_term(
         compose['long_term'], base, env, spatial if joint else None)
@@ -348,7 +300,7 @@ def build(
   return world_model.WorldModel(
       base=base, latents=latents,
       memories={n: m.replace(weight=float(weights.get(n, 1.0))) for n, m in memories.items()},
-      rule=composition.rule_by_name(compose['rule']), sampler=sampler(compose['sampler']),
+      rule=composition.rule_by_name(compose['rule']), sampler=recipes.sampler(compose['sampler']),
       num_steps=compose['num_steps'], levels=tuple(sorted(levels.items())),
       chunk=description['model']['target'], **dimensions(env))
 

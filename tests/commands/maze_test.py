@@ -18,6 +18,10 @@ TRAIN = ['--config.train.batch_size=2', '--config.train.steps=2', '--config.trai
 MODEL = ['--config.model.width=16', '--config.model.depth=1', '--config.model.heads=1',
          '--config.model.target=2']
 
+SPATIAL = ['--config.encoder.width=8', '--config.encoder.heads=1', '--config.encoder.depth=1',
+           '--config.retrieval.count=2', '--config.points.depth=depth.npz',
+           '--config.points.count=2']
+
 
 def config(variant=''):
   return f'--config={CONFIG}:{variant}' if variant else f'--config={CONFIG}'
@@ -69,10 +73,13 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   # The statistics standardise the latents they were taken from (every tenth frame).
   assert np.abs(np.mean(found[0].frames.astype(np.float32), axis=(0, 1, 2))).max() < 0.6
 
-  done = _train(wmpoe, 'cpu_spatial', cache, '--config.encoder.width=8', '--config.encoder.heads=1',
-                '--config.encoder.depth=1', '--config.retrieval.count=2')
+  done = _train(wmpoe, 'depth', cache, '--config.depth.width=8', '--config.depth.blocks=1',
+                model=[])
+  assert done.code == 0, done.err
+  done = _train(wmpoe, 'cpu_spatial', cache, *SPATIAL)
   assert done.code == 0, done.err
   card = packaged.card(tmp_path / 'cpu_spatial.npz')
+  assert card['config']['depth_sha256'] == packaged.card(tmp_path / 'depth.npz')['sha256']
   assert card['command'].startswith('python -m wmpoe train --config=configs/memory_maze.py:cpu_sp')
   done = _train(wmpoe, 'cpu_ssm', cache, '--config.init_from=cpu_spatial.npz',
                 '--config.model.context=5')

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wmpoe import recipes
 from wmpoe import zoo
 from wmpoe.commands import common
 from wmpoe.commands import own_data
@@ -179,7 +180,8 @@ def test_worlds_with_and_without_poses_have_a_base_that_runs(tmp_path, poses):
       frames=jnp.zeros((2, frames, 16, 16, 3), jnp.uint8), actions=jnp.zeros((2, frames, 2)),
       poses=jnp.zeros((2, frames, poses.dim)), valid=jnp.ones((2, frames), bool))
   loss = jax.eval_shape(
-      lambda params, key: objective.clip_loss(model, params, clip, key, zoo.objective(described)),
+      lambda params, key: objective.clip_loss(
+          model, params, clip, key, recipes.objective(described)),
       shapes, jax.random.key(0))
   assert loss.shape == ()
   # The long-term memory writes a table keyed by place, or the layers where there is none.

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,16 @@ def test_history_of_a_short_episode_is_padded():
   out = clips.RandomClip(context=1, target=2, history=30)(make(8), np.random.default_rng(0))
   assert out['history_frames'].shape[0] == 30
   assert 4 <= out['history_valid'].sum() <= 6
+
+
+def test_what_more_is_known_of_frames_comes_with_history_and_frame():
+  item = dataclasses.replace(make(20), more={'far': np.arange(20.0)})
+  out = clips.RandomClip(context=1, target=2, history=30)(item, np.random.default_rng(0))
+  there = out['history_valid']
+  np.testing.assert_array_equal(out['history_far'][there], out['history_poses'][there, 0])
+  assert not out['history_far'][~there].any() and 'far' not in out
+  frame = clips.RandomFrame()(item, np.random.default_rng(1))
+  assert frame['far'] == frame['frames'].max()
 
 
 def test_random_frame_draws_every_frame():

@@ -30,7 +30,21 @@ def test_what_was_written_is_read(cache):
     assert item.frames.dtype == np.float16
     np.testing.assert_allclose(item.frames, z, atol=2e-3)
     np.testing.assert_array_equal(item.poses, given.poses)
+    assert not item.more, 'pictures are read where they are asked for'
   assert latents.read_index(cache)['psnr'] == 31.0
+
+
+def test_pictures_are_there_for_those_who_need_them(cache):
+  item = latents.read(cache, encoder='abc', pictures=True)[1]
+  assert item.more['pictures'].shape == (4, 8, 8, 3) and item.more['pictures'].dtype == np.uint8
+  fields = dict(np.load(cache / 'e1.npz'))
+  np.savez(cache / 'e1.npz', **{**fields, 'pictures': fields['pictures'][:3]})
+  with pytest.raises(ValueError, match='e1.npz holds 4 latents and 3 pictures; expected as many'):
+    latents.read(cache, pictures=True)
+  del fields['pictures']
+  np.savez(cache / 'e1.npz', **fields)
+  with pytest.raises(ValueError, match="e1.npz.*it has no 'pictures'.*encode the episodes again"):
+    latents.read(cache, pictures=True)
 
 
 def test_another_encoder_is_refused(cache):

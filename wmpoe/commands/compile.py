@@ -209,6 +209,10 @@ def _training(description: dict[str, Any], batch: int, mesh: Any) -> programs.Jo
           f'{prefix}actions': ((length, dims['action_dim']), jnp.float32),
           f'{prefix}poses': ((length, dims['pose_dim']), jnp.float32),
           f'{prefix}valid': ((length,), jnp.bool_)}
+  if description.get('points'):
+    pixels = (description['data']['history'], *zoo.environment(description['env']).frame_shape)
+    examples |= {
+        'history_pictures': (pixels, jnp.uint8), 'history_inverse_depth': (pixels[:-1], jnp.uint8)}
   return programs.train(runs.make_task(description), config, examples, mesh)
 
 

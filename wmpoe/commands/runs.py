@@ -1,6 +1,7 @@
 """From a run card to what is trained: the task, its batches, and what is packaged at the end."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 import sys
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from wmpoe import perception
+from wmpoe import recipes
 from wmpoe import sharding
 from wmpoe import zoo
 from wmpoe.data import cards
@@ -15,12 +18,13 @@ from wmpoe.data import clips
 from wmpoe.data import episode
 from wmpoe.data import inspection
 from wmpoe.data import latents
+from wmpoe.data import maze_config
+from wmpoe.data import maze_geometry
 from wmpoe.data import memory_maze
 from wmpoe.data import pipeline
 from wmpoe.data import spaces
 from wmpoe.evaluation import lpips
 from wmpoe.networks import autoencoder
-from wmpoe.networks import odometry
 from wmpoe.training import tasks
 
 _ENCODE_AT_ONCE = 128
@@ -32,18 +36,22 @@ def make_task(description: Mapping[str, Any]) -> Any:
   Raises:
     ValueError: for an unknown expert, or one that lacks what it starts from.
   """
-  kind = description['expert']
+  kind, frame_shape = description['expert'], zoo.environment(description['env']).frame_shape
   if kind == 'autoencoder':
     perceptual = None
     if description['objective']['perceptual_weight']:
       perceptual = functools.partial(lpips.distance, lpips.load('alex'))
     return tasks.AutoencoderTask(
-        network=zoo.autoencoder_network(description), perceptual=perceptual,
+        network=perception.autoencoder(description, frame_shape), perceptual=perceptual,
         **description['objective'])
   dims = zoo.dimensions(description['env'])
+  if kind == 'depth':
+    return tasks.DepthTask(
+        network=perception.depth(description, frame_shape),
+        frame_shape=tuple(description['latent']))
   if kind == 'odometry':
     return tasks.OdometryTask(
-        network=odometry.Odometry(**description['odometry']), action_dim=dims['action_dim'],
+        network=perception.odometry(description), action_dim=dims['action_dim'],
         frame_shape=tuple(description['latent']))
   initial = None
   if description['init_from']:
@@ -61,15 +69,16 @@ def make_task(description: Mapping[str, Any]) -> Any:
       initial = {name: leaf for name, leaf in initial.items() if name in own}
     if kind == 'absolute':
       del initial['frame_condition']  # it reads poses of another kind
-  objective = zoo.objective(description)
+  objective = recipes.objective(description)
   if kind in ('base', 'short_term', *zoo.BASELINES):
     return tasks.DenoisingTask(
         model=zoo.model(description), objective=objective, initial=initial, **dims)
   if kind == 'spatial':
     return tasks.SpatialTask(
         model=zoo.spatial_model(description), objective=objective, initial=initial,
-        empty_rate=description['empty_rate'], **dims)
-  known = (*zoo.TRAINED, *zoo.BASELINES, 'autoencoder', 'odometry')
+        empty_rate=description['empty_rate'], points=zoo.point_maps(description),
+        drift=tuple(description.get('drift', (0.0, 0.0))), **dims)
+  known = (*zoo.TRAINED, *zoo.BASELINES, *perception.KINDS)
   raise ValueError(f'Unknown expert {kind!r}; expected one of {", ".join(known)}.')
 
 
@@ -105,13 +114,17 @@ def make_batches(
     folder = data['folder' if split == 'train' else 'validation']
     if description['expert'] == 'autoencoder':
       transform, source = clips.RandomFrame(), clips.EpisodeSource(pixels(folder, env))
+    elif description['expert'] == 'depth':
+      transform, source = clips.RandomFrame(), clips.EpisodeSource(with_inverse_depth(
+          latents.read(folder, encoder=description['encoder_sha256']), env))
     else:
       model = description.get('model', data)
       transform = clips.RandomClip(
           context=model['context'], target=model['target'], history=data['history'],
           gap=data['gap'])
       source = clips.EpisodeSource(
-          latents.read(folder, encoder=description['encoder_sha256'])
+          with_point_maps(description, folder) if description.get('points')
+          else latents.read(folder, encoder=description['encoder_sha256'])
           if description['autoencoder'] else pixels(folder, env))
   return pipeline.make_pipeline(
       source, transform=transform, batch_size=description['train']['batch_size'], seed=seed,
@@ -144,8 +157,31 @@ def pixels(folder: str, env: Any) -> list[episode.Episode]:
   return [found[i] for i in range(len(found))]
 
 
-def pin_encoder(description: dict[str, Any]) -> None:
-  """Writes into the description the hash of the autoencoder it names, if it works in latents."""
+def with_inverse_depth(
+    episodes: Sequence[episode.Episode], env: maze_config.MazeConfig) -> list[episode.Episode]:
+  """Memory Maze episodes that know how far every pixel is, by their layouts."""
+  half_view = memory_maze.half_view(image=env.image, border=env.border)
+  return [
+      dataclasses.replace(item, more={'inverse_depth': maze_geometry.inverse_depth(
+          np.asarray(item.meta['layout']), item.poses, env.frame_shape[0], half_view)})
+      for item in episodes]
+
+
+def with_point_maps(description: Mapping[str, Any], folder: str) -> list[episode.Episode]:
+  """The episodes of a latent cache that know their pictures, and how far every pixel is."""
+  points: Any = zoo.point_maps(description)
+  measure = jax.jit(points.measure)
+  return [
+      dataclasses.replace(
+          item, more={**item.more, 'inverse_depth': in_pieces(measure, item.frames)})
+      for item in latents.read(folder, encoder=description['encoder_sha256'], pictures=True)]
+
+
+def pin_networks(description: dict[str, Any]) -> None:
+  """Writes into the description the hashes of the autoencoder and depth network it names."""
+  if description.get('points'):
+    _, card = zoo.load_expert(description['points']['depth'])
+    description['depth_sha256'] = card['sha256']
   if isinstance(description.get('autoencoder'), str) and description['autoencoder']:
     _, card = zoo.load_latent_space(description['autoencoder'])
     description['encoder_sha256'] = card['sha256']
@@ -158,8 +194,8 @@ def finished(description: Mapping[str, Any], params: Any) -> Any:
   """
   if description['expert'] != 'autoencoder':
     return params
-  network = zoo.autoencoder_network(description)
   env = zoo.environment(description['env'])
+  network = perception.autoencoder(description, env.frame_shape)
   channels = np.zeros(network.channels, np.float32)
   raw = autoencoder.LatentSpace(params=params, mean=channels, std=channels + 1, network=network)
   encode = jax.jit(lambda space, frames: space.encode(frames))

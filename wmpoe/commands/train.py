@@ -90,7 +90,7 @@ def run(flags: absl_flags.FlagValues) -> int:
   for use in ('compose', 'protocol', 'camera'):  # how experts are used, not how they are trained
     description.pop(use, None)
   own_data.fit(description, description['data'].get('folder'))
-  runs.pin_encoder(description)
+  runs.pin_networks(description)
   mesh = common.mesh_of(flags)
   runs.check_mesh(mesh, description)
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which a custom kernel asks for

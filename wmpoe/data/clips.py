@@ -39,8 +39,9 @@ class RandomFrame:
   """Draws one frame of an episode, all equally likely. Called by grain as `random_map(...)`."""
 
   def __call__(self, item: episode.Episode, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns `{'frames': [H W D]}`."""
-    return {'frames': item.frames[rng.integers(item.length)]}
+    """Returns `{'frames': [H W D]}`, and what more the episode holds of the frame."""
+    index = rng.integers(item.length)
+    return {name: x[index] for name, x in {'frames': item.frames, **item.more}.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,10 @@ class RandomClip:
           f'gap={self.gap}; expected target >= 1 and the others >= 0.')
 
   def __call__(self, item: episode.Episode, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns frames [C+G ...], actions [C+G A], poses [C+G P], valid [C+G], and history_*."""
+    """Returns frames [C+G ...], actions [C+G A], poses [C+G P], valid [C+G], and history_*.
+
+    What more the episode holds of its frames comes with the history.
+    """
     if item.length < self.target:
       raise ValueError(
           f'An episode has {item.length} frames, a clip {self.target} targets; lower the target or '
@@ -88,15 +92,18 @@ class RandomClip:
       chosen = np.full(self.history, -1)
       count = min(self.history, far.size)
       chosen[:count] = rng.permutation(far)[:count]
-      out |= {f'history_{name}': value for name, value in _take(item, chosen).items()}
+      past = {**_take(item, chosen), **{name: _pick(x, chosen) for name, x in item.more.items()}}
+      out |= {f'history_{name}': value for name, value in past.items()}
     return out
 
 
 def _take(item: episode.Episode, index: np.ndarray) -> dict[str, np.ndarray]:
   """Frames `index`; zeros, and valid False, where it lies before the episode."""
-  valid = index >= 0
-  pick = lambda x: np.where(
-      valid.reshape(-1, *(1,) * (x.ndim - 1)), x[np.maximum(index, 0)], np.zeros((), x.dtype))
   return {
-      'frames': pick(item.frames), 'actions': pick(item.actions), 'poses': pick(item.poses),
-      'valid': valid}
+      'frames': _pick(item.frames, index), 'actions': _pick(item.actions, index),
+      'poses': _pick(item.poses, index), 'valid': index >= 0}
+
+
+def _pick(x: np.ndarray, index: np.ndarray) -> np.ndarray:
+  there = (index >= 0).reshape(-1, *(1,) * (x.ndim - 1))
+  return np.where(there, x[np.maximum(index, 0)], np.zeros((), x.dtype))

@@ -33,11 +33,13 @@ class Observation:
     frames: uint8 [B T H W 3].
     actions: float32 [B T A]; action t is the one that LED to frame t.
     poses: float32 [B T P]; the pose AT frame t.
+    pictures: the pixels, uint8 [B T H W 3], where frames are latents and both are at hand.
   """
 
   frames: Any
   actions: Any
   poses: Any
+  pictures: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,12 +51,14 @@ class Episode:
     actions: float32 [T A]; action t is the one that LED to frame t.
     poses: float32 [T P]; the pose AT frame t.
     meta: anything JSON can hold: where the episode comes from.
+    more: further arrays [T ...] of its frames by name, in memory only.
   """
 
   frames: np.ndarray
   actions: np.ndarray
   poses: np.ndarray
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+  more: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
   def length(self) -> int:

@@ -1,8 +1,9 @@
 """The latent cache: episodes encoded once, kept with the hash of what encoded them.
 
 A cache is a folder with one `NAME.npz` an episode (`latents` float16 [T h w C], `actions`, `poses`,
-no pickle) and `latents.json`, which is written last: format, the encoder's sha256, the episodes and
-how well they are reconstructed. A cache of another encoder is refused, never mixed in.
+the `pictures` they are of, uint8 [T H W 3], no pickle) and `latents.json`, which is written last:
+format, the encoder's sha256, the episodes and how well they are reconstructed. A cache of another
+encoder is refused, never mixed in.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,8 +50,9 @@ def write(
   metas = {}
   for name, item, latents in episodes:
     arrays: dict[str, Any] = {
-        'latents': np.asarray(latents, np.float16), 'actions': item.actions, 'poses': item.poses}
-    save = functools.partial(np.savez, allow_pickle=False, **arrays)
+        'latents': np.asarray(latents, np.float16), 'actions': item.actions, 'poses': item.poses,
+        'pictures': item.frames}
+    save = functools.partial(np.savez_compressed, allow_pickle=False, **arrays)
     whole_file.write(folder / f'{name}.npz', save)
     metas[name] = item.meta
     yield name
@@ -90,8 +92,15 @@ def read_index(folder: str | os.PathLike[str], *, encoder: str | None = None) ->
   return index
 
 
-def read(folder: str | os.PathLike[str], *, encoder: str | None = None) -> list[episode.Episode]:
+def read(
+    folder: str | os.PathLike[str], *, encoder: str | None = None, pictures: bool = False
+) -> list[episode.Episode]:
   """All episodes of a cache; their `frames` are latents, float16 [T h w C].
+
+  Args:
+    folder: The cache.
+    encoder: If given, the sha256 of the encoder it must come from.
+    pictures: Whether to read the pictures, too, as `more['pictures']`.
 
   Raises:
     FileNotFoundError: if there is no complete cache, or a file of it is gone.
@@ -99,22 +108,28 @@ def read(folder: str | os.PathLike[str], *, encoder: str | None = None) -> list[
   """
   index = read_index(folder, encoder=encoder)
   return [
-      _read_one(pathlib.Path(folder) / f'{name}.npz', meta)
+      _read_one(pathlib.Path(folder) / f'{name}.npz', meta, pictures)
       for name, meta in index['episodes'].items()]
 
 
-def _read_one(path: pathlib.Path, meta: dict[str, Any]) -> episode.Episode:
+def _read_one(path: pathlib.Path, meta: dict[str, Any], pictures: bool) -> episode.Episode:
   if not path.is_file():
     raise FileNotFoundError(
         f'{path} is named in {INDEX} but is not there; encode the episodes again.')
-  latents, actions, poses = npz.read(
-      path, _FIELDS, what='a latent cache', remedy='encode the episodes again').values()
+  fields = npz.read(
+      path, (*_FIELDS, *['pictures'] * pictures), what='a latent cache',
+      remedy='encode the episodes again')
+  latents, actions, poses = (fields.pop(name) for name in _FIELDS)
   if (latents.ndim, actions.ndim, poses.ndim) != (4, 2, 2) or not (
       len(latents) == len(actions) == len(poses)):
     raise ValueError(
         f'{path} holds latents {latents.shape}, actions {actions.shape} and poses {poses.shape}; '
         'expected [T h w C], [T A], [T P] of one length. Encode the episodes again.')
-  return episode.Episode(frames=latents, actions=actions, poses=poses, meta=meta)
+  if any(len(x) != len(latents) for x in fields.values()):
+    raise ValueError(
+        f'{path} holds {len(latents)} latents and {len(fields["pictures"])} pictures; expected as '
+        'many. Encode the episodes again.')
+  return episode.Episode(frames=latents, actions=actions, poses=poses, meta=meta, more=fields)
 
 
 def channel_statistics(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

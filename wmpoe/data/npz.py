@@ -45,7 +45,7 @@ def read(
           + ' and '.join([f'it has no {_listed(missing)}'] * bool(missing)
                          + [f'it has unknown fields {_listed(unknown)}'] * bool(unknown))
           + f'; expected {"exactly" if exact else "the fields"} {", ".join(fields)}, found '
-          f'{", ".join(sorted(found)) or "none"}.')
+          f'{", ".join(sorted(found)) or "none"}: {remedy}.')
     size = sum(entry.file_size for entry in archive.zip.infolist()) if archive.zip else 0
     if size > MOST_BYTES:
       raise ValueError(

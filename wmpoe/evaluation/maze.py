@@ -145,7 +145,9 @@ def problem(
       if planar else nothing for item in episodes), strict=True))
   return Problem(
       pixels=pixels,
-      encoded=episode.Observation(frames=encoded, actions=pixels.actions, poses=pixels.poses),
+      encoded=dataclasses.replace(
+          pixels, frames=encoded,
+          pictures=None if encoded.shape == pixels.frames.shape else pixels.frames),
       history=history, starts=tuple(starts), length=length,
       revisited=revisited, unseen=unseen, in_window=in_window,
       planar=planar, view=view if planar else None,

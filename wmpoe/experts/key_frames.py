@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from wmpoe.data import episode
 from wmpoe.experts import expert
 from wmpoe.experts import objective as objective_lib
+from wmpoe.experts import point_maps
+from wmpoe.networks import embeddings
 from wmpoe.networks import poses as poses_lib
 from wmpoe.networks import view_reader
 
@@ -33,11 +35,15 @@ class KeyFrames:
     frames: [B S H W C], in the denoiser's space.
     poses: [B S 3].
     count: [B] int32, frames ever written.
+    pictures: The same as pixels, uint8 [B S H W 3], where there are point maps.
+    inverse_depth: How far every pixel is, in bytes [B S H W] (`point_maps`), or None.
   """
 
   frames: jax.Array
   poses: jax.Array
   count: jax.Array
+  pictures: Any = None
+  inverse_depth: Any = None
 
   @property
   def valid(self) -> jax.Array:
@@ -92,37 +98,59 @@ class KeyFrameModel:
   """A denoiser that takes map tokens, the reader that makes them, and what is retrieved; static.
 
   Attributes:
-    denoiser: Its network has `map_dim = reader.features`.
+    denoiser: Its network has `map_dim = reader.features`, and room for a patch of a warped view
+      after them if it is given any.
     reader: The learned encoder.
     retrieval: Which pictures a view asks for.
+    warps: Whether views warped from point maps are read, too.
   """
 
   denoiser: expert.Model
   reader: view_reader.ViewReader
   retrieval: Retrieval = Retrieval()
+  warps: bool = False
 
   def __post_init__(self):
-    if self.denoiser.network.map_dim != self.reader.features:
+    expected = self.reader.features + self.warped_dim
+    if self.denoiser.network.map_dim != expected:
       raise ValueError(
           f'The denoiser takes map tokens of {self.denoiser.network.map_dim} channels, the reader '
-          f'makes {self.reader.features}; set map_dim={self.reader.features}.')
+          f'makes {self.reader.features} and patches of warped views have {self.warped_dim}; set '
+          f'map_dim={expected}.')
+
+  @property
+  def warped_dim(self) -> int:
+    """Channels of a patch of a warped view: its pixels, and how much of each was seen."""
+    network = self.denoiser.network
+    return network.patch**2 * (network.frame_shape[-1] + 1) if self.warps else 0
 
   def init(self, key: chex.PRNGKey, *, action_dim: int, pose_dim: int) -> Any:
     """Fresh parameters: {'denoiser', 'encoder'}."""
     key_d, key_e = jax.random.split(key)
     h, w, c = self.denoiser.network.frame_shape
+    tokens = math.prod(self.denoiser.network.grid)
     return {
         'denoiser': self.denoiser.init(key_d, action_dim=action_dim, pose_dim=pose_dim),
         'encoder': self.reader.init(
             key_e, jnp.zeros((1, 1, 1, h, w, c)), jnp.ones((1, 1, 1, h, w)),
-            jnp.zeros((1, 1, 1, 3)), jnp.ones((1, 1, 1), bool))['params'],
+            jnp.zeros((1, 1, 1, 3)), jnp.ones((1, 1, 1), bool),
+            jnp.zeros((1, 1, tokens, self.warped_dim)) if self.warps else None)['params'],
     }
 
   def read(
       self, params: Mapping[str, Any], frames: chex.Array, poses: chex.Array, valid: chex.Array,
-      asked: chex.Array,
+      asked: chex.Array, warped: chex.Array | None = None,
   ) -> jax.Array:
-    """Map tokens [B T N M] for the asked poses [B T 3] out of pictures [B S H W C]."""
+    """Map tokens [B T N M] for the asked poses [B T 3] out of pictures [B S H W C].
+
+    Args:
+      params: {'denoiser', 'encoder'}.
+      frames: Pictures in the denoiser's space.
+      poses: Theirs [B S 3].
+      valid: Which of them exist [B S].
+      asked: Poses of the views.
+      warped: Optional views warped from point maps [B T H W C+1] (`point_maps.PointMaps.render`).
+    """
     index, relative, usable = jax.vmap(self.retrieval)(poses, valid, asked)
     pictures = jax.vmap(lambda x, i: x[i])(frames, index)  # [B T K H W C]
     lead, grid = pictures.shape[:3], pictures.shape[3:5]
@@ -132,9 +160,15 @@ class KeyFrameModel:
     turned = poses_lib.sample_grid(
         pictures.reshape(-1, *pictures.shape[3:]), where.reshape(-1, *grid, 2))
     inside = inside & usable[..., None, None]
-    return self.reader.apply(
+    patches = None
+    if self.warps:
+      patches = jnp.zeros((*lead[:2], math.prod(self.denoiser.network.grid), self.warped_dim))
+      if warped is not None:
+        patches = embeddings.patchify(warped, self.denoiser.network.patch)
+    said = self.reader.apply(
         {'params': params['encoder']}, turned.reshape(*lead, *turned.shape[1:]), inside, relative,
-        usable)
+        usable, patches)
+    return said if patches is None else jnp.concatenate([said, patches], axis=-1)
 
 
 @struct.dataclass
@@ -147,6 +181,8 @@ class Posed:
   Attributes:
     params: {'denoiser', 'encoder'}.
     weight: The contrast's weight.
+    points: Optional; point maps, for a model that reads views warped from them. Without, it reads
+      its pictures alone.
     model: Static.
     capacity: Static; pictures S that an episode can hold.
     baseline: Static; 'own' (the same denoiser without tokens) or 'base', where one network is both
@@ -155,6 +191,7 @@ class Posed:
 
   params: Any
   weight: Any = 1.0
+  points: point_maps.PointMaps | None = None
   model: KeyFrameModel = struct.field(pytree_node=False, kw_only=True)
   capacity: int = struct.field(pytree_node=False, default=256, kw_only=True)
   baseline: str = struct.field(pytree_node=False, default='own', kw_only=True)
@@ -170,9 +207,15 @@ class Posed:
   def init(self, batch: int) -> KeyFrames:
     """No pictures yet, for `batch` episodes."""
     shape = self.model.denoiser.network.frame_shape
-    return KeyFrames(
+    empty = KeyFrames(
         frames=jnp.zeros((batch, self.capacity, *shape)),
         poses=jnp.zeros((batch, self.capacity, 3)), count=jnp.zeros((batch,), jnp.int32))
+    if self.points is None:
+      return empty
+    pixels = (batch, self.capacity, *self.points.latents.frame_shape)
+    return dataclasses.replace(
+        empty, pictures=jnp.zeros(pixels, jnp.uint8),
+        inverse_depth=jnp.zeros(pixels[:-1], jnp.uint8))
 
   def write(
       self, state: KeyFrames, observation: episode.Observation, key: chex.PRNGKey
@@ -184,10 +227,18 @@ class Posed:
     skipped = frames.shape[1] - length
     slots = (state.count[:, None] + skipped + jnp.arange(length)) % self.capacity
     put = jax.vmap(lambda old, s, new: old.at[s].set(new[skipped:]))
-    return KeyFrames(
-        frames=put(state.frames, slots, frames),
+    state = dataclasses.replace(
+        state, frames=put(state.frames, slots, frames),
         poses=put(state.poses, slots, observation.poses),
         count=state.count + frames.shape[1])
+    if self.points is None:
+      return state
+    pictures = observation.pictures
+    if pictures is None:  # imagined, or from somewhere that has latents alone
+      pictures = self.points.latents.decode(frames)
+    return dataclasses.replace(
+        state, pictures=put(state.pictures, slots, pictures),
+        inverse_depth=put(state.inverse_depth, slots, self.points.measure(frames)))
 
   def merge(self, first: KeyFrames, second: KeyFrames, how: str) -> KeyFrames:
     """The union of both, the second's pictures counted as the newer ones.
@@ -207,14 +258,19 @@ class Posed:
       order = jnp.argsort(jnp.where(there, jnp.concatenate(age), -1))[size:]
       count = jnp.minimum(jnp.sum(there), size)
       put = lambda x, y: jnp.roll(jnp.concatenate([x, y])[order], count - size, axis=0)
-      return KeyFrames(
-          frames=put(old.frames, new.frames), poses=put(old.poses, new.poses), count=count)
+      both = jax.tree.map(put, *(dataclasses.replace(s, count=None) for s in (old, new)))
+      return dataclasses.replace(both, count=count)
 
     return jax.vmap(one)(first, second)
 
   def read(self, state: KeyFrames, query: expert.Query) -> expert.Contrast:
     """The denoiser with what the asked poses overlap, against the same without."""
-    cells = self.model.read(self.params, state.frames, state.poses, state.valid, query.poses)
+    warped = None
+    if self.points is not None:
+      warped = self.points.render(
+          state.pictures, state.inverse_depth, state.poses, state.valid, query.poses)
+    cells = self.model.read(
+        self.params, state.frames, state.poses, state.valid, query.poses, warped)
     denoiser, params = self.model.denoiser, self.params['denoiser']
     context = jnp.zeros((cells.shape[0], denoiser.context, *cells.shape[2:]))
     bind = lambda tokens: expert.bind(
@@ -226,6 +282,26 @@ class Posed:
         empty=state.count == 0)
 
 
+def drifted(
+    poses: chex.Array, anchor: chex.Array, key: chex.PRNGKey, drift: tuple[float, float]
+) -> jax.Array:
+  """Remembered poses [B S 3] as they seem to one who has lost track of where he is by `anchor`.
+
+  Who integrates motions does not know the way from then to now exactly. All poses of a sample are
+  moved and turned together about its anchor [B 3], mostly by little: by a normal of standard
+  deviation `drift` (units of the world, radians) times the cube of a uniform number.
+  """
+  key_size, key_way = jax.random.split(key)
+  size = jax.random.uniform(key_size, (len(poses), 1)) ** 3
+  off = size * jax.random.normal(key_way, anchor.shape) * jnp.array([*drift[:1] * 2, drift[1]])
+  cos, sin = jnp.cos(off[:, 2:]), jnp.sin(off[:, 2:])
+  dx, dy = (poses[..., i] - anchor[:, None, i] for i in range(2))
+  return jnp.stack([
+      cos * dx - sin * dy + anchor[:, None, 0] + off[:, None, 0],
+      sin * dx + cos * dy + anchor[:, None, 1] + off[:, None, 1],
+      poses[..., 2] + off[:, None, 2]], axis=-1)
+
+
 def key_frame_loss(
     model: KeyFrameModel,
     params: Any,
@@ -235,6 +311,9 @@ def key_frame_loss(
     objective: objective_lib.Objective,
     *,
     empty_rate: float,
+    points: point_maps.PointMaps | None = None,
+    seen: Mapping[str, chex.Array] | None = None,
+    unwarped_rate: float = 0.3,
 ) -> jax.Array:
   """Training loss of reader and denoiser together.
 
@@ -245,16 +324,36 @@ def key_frame_loss(
     history: Frames to remember [B h ...]; `valid` masks.
     key: Random key.
     objective: Levels and context dropout.
-    empty_rate: Probability that a sample has no memory: it trains the baseline, and where the same
-      network serves as the base, the base.
+    empty_rate: Share of the samples that have no memory: they train the baseline, and where the
+      same network serves as the base, the base. Of 1 - 1/k every k-th sample has one, and nothing
+      is read for the others; of another rate each has none with that probability.
+    points: Optional point maps, for a model that warps.
+    seen: What they take: 'pictures' uint8 [B h H W 3] and 'inverse_depth' [B h H W] in bytes.
+    unwarped_rate: Probability that a sample's views are not warped: it trains the reading of
+      pictures alone.
   """
-  key_empty, key_loss = jax.random.split(key)
+  key_empty, key_some, key_loss = jax.random.split(key, 3)
   batch, context = clip.valid.shape[0], model.denoiser.context
-  keep = jax.random.uniform(key_empty, (batch,)) >= empty_rate
-  pictures = model.denoiser.codec.encode(history.frames)
+  every = round(1 / (1 - empty_rate)) if empty_rate < 1 else 0
+  if not every or abs(every * (1 - empty_rate) - 1) > 1e-6 or batch % every:
+    every = 1
+  # Every k-th row: each device's own rows, whatever the batch is sharded over.
+  some = lambda x: x.reshape(batch // every, every, *x.shape[1:])[:, 0]
+  asked, past = some(clip.poses)[:, context:], jax.tree.map(some, history)
+  warped = None
+  if points is not None and seen is not None:
+    warped = points.render(
+        some(seen['pictures']), some(seen['inverse_depth']), past.poses, past.valid, asked)
+    there = jax.random.uniform(key_some, (len(asked),)) >= unwarped_rate
+    warped = warped * there[:, None, None, None, None]
   cells = model.read(
-      params, pictures, history.poses, history.valid, clip.poses[:, context:])
-  cells = cells * keep[:, None, None, None]
+      params, model.denoiser.codec.encode(past.frames), past.poses, past.valid, asked, warped)
+  if every > 1:
+    none = jnp.zeros((len(cells), every - 1, *cells.shape[1:]))
+    cells = jnp.concatenate([cells[:, None], none], axis=1).reshape(batch, *cells.shape[1:])
+  else:
+    keep = jax.random.uniform(key_empty, (batch,)) >= empty_rate
+    cells = cells * keep[:, None, None, None]
   cells = jnp.pad(cells, ((0, 0), (context, 0), (0, 0), (0, 0)))
   return objective_lib.clip_loss(
       model.denoiser, params['denoiser'], dataclasses.replace(clip, cells=cells), key_loss,

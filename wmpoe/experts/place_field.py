@@ -102,6 +102,7 @@ class Regression:
       said = self.model.read(self.params, pictures, history.poses, there, asked)
       keys = denoiser.pose_code(asked, asked[:, 0])[..., -denoiser.network.field:]
       keys = keys[..., :self.rank]
+      said = said[..., :self.model.reader.features]  # no view is warped
       said = said.reshape(*said.shape[:2], -1)
       return sums + Sums(
           gram=jnp.einsum('btr,bts->brs', keys, keys, precision=exact),
@@ -112,10 +113,10 @@ class Regression:
 
   def solve(self, sums: Sums) -> jax.Array:
     """Rows of the field [B R N*D]; zero where nothing was seen."""
-    network = self.model.denoiser.network
-    kernel = self.params['map_embed']['kernel']
+    features = self.model.reader.features
+    kernel = self.params['map_embed']['kernel'][:features]
     weight = self.ridge * jnp.maximum(sums.count, 1.0)[:, None, None]
     factor = jax.scipy.linalg.cho_factor(sums.gram + weight * jnp.eye(self.rank))
     cells = jax.scipy.linalg.cho_solve(factor, sums.moment)
-    cells = cells.reshape(*cells.shape[:2], -1, network.map_dim)
+    cells = cells.reshape(*cells.shape[:2], -1, features)
     return (cells @ kernel).reshape(*cells.shape[:2], -1)

@@ -77,10 +77,11 @@ class Autoencoder(nn.Module):
     return side(self.frame_shape[0]), side(self.frame_shape[1]), self.channels
 
   @property
-  def _padding(self) -> tuple[tuple[int, int], ...]:
+  def padding(self) -> tuple[tuple[int, int], ...]:
+    """Pixels added before and after rows and columns."""
     sides = [size * _STRIDE - full for size, full in zip(
         self.latent_shape[:2], self.frame_shape[:2], strict=True)]
-    return (0, 0), *((s // 2, s - s // 2) for s in sides), (0, 0)
+    return tuple((s // 2, s - s // 2) for s in sides)
 
   def setup(self) -> None:
     """Makes the layers."""
@@ -100,7 +101,7 @@ class Autoencoder(nn.Module):
   def encode(self, frames: chex.Array) -> jax.Array:
     """Frames [B H W 3] in [-1, 1] -> latents [B h w C]."""
     chex.assert_shape(frames, (None, *self.frame_shape))
-    x = jnp.pad(frames, self._padding, mode='edge').astype(self.dtype)
+    x = jnp.pad(frames, ((0, 0), *self.padding, (0, 0)), mode='edge').astype(self.dtype)
     x = self.encode_in(space_to_depth(x, 4))
     for block in self.encode_quarter:
       x = block(x)
@@ -115,7 +116,7 @@ class Autoencoder(nn.Module):
       x = block(x)
     x = self.decode_half(depth_to_space(self.decode_up(x), 2))
     x = depth_to_space(self.decode_out(nn.silu(self.decode_norm(x))), 2).astype(jnp.float32)
-    (top, _), (left, _) = self._padding[1:3]
+    (top, _), (left, _) = self.padding
     height, width = self.frame_shape[:2]
     return x[:, top:top + height, left:left + width]
 

@@ -36,7 +36,8 @@ class ViewReader(nn.Module):
 
   @nn.compact
   def __call__(
-      self, pictures: chex.Array, inside: chex.Array, relative: chex.Array, valid: chex.Array
+      self, pictures: chex.Array, inside: chex.Array, relative: chex.Array, valid: chex.Array,
+      warped: chex.Array | None = None,
   ) -> jax.Array:
     """Tokens aligned with the asked view's patches.
 
@@ -45,6 +46,9 @@ class ViewReader(nn.Module):
       inside: Which of their pixels were in view [B T K H W].
       relative: Their poses relative to the asked pose [B T K 3].
       valid: Which of them exist [B T K].
+      warped: Optional; patches of the asked view as far as point maps show it [B T N D]
+        (`experts.point_maps`), so that it is known what is left to be said. Zeros are the same as
+        None.
 
     Returns:
       [B T N M], N patches in row-major order.
@@ -71,6 +75,10 @@ class ViewReader(nn.Module):
     usable = jnp.concatenate([jnp.ones((m, 1), bool), usable.reshape(m, k * n)], axis=1)
 
     x = jnp.broadcast_to(place, (m, n, d)) + dense(d, 'query_place')(place)
+    if warped is not None:
+      x = x + nn.Dense(
+          d, use_bias=False, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='warped')(
+              warped.reshape(m, n, -1))
     split = lambda y: y.reshape(m, -1, self.heads, d // self.heads).transpose(0, 2, 1, 3)
     for i in range(self.depth):
       query = split(dense(d, f'query_{i}')(norm(f'norm_query_{i}')(x)))

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from wmpoe import recipes
 from wmpoe import session as session_lib
 from wmpoe import world_model
-from wmpoe import zoo
 from wmpoe.data import episode
 from wmpoe.evaluation import animation
 from wmpoe.evaluation import arms
@@ -75,7 +75,7 @@ class Dreamer:
     self.world, self.folder, self._say = world, folder, say
     self.settings = settings_lib.Settings.of(model)
     self.known = protocol.commands(
-        tuple(model.memories) or ('none',), tuple(composition.RULES), tuple(zoo.SAMPLERS))
+        tuple(model.memories) or ('none',), tuple(composition.RULES), tuple(recipes.SAMPLERS))
     self._session = self._awake = session
     self._bare = session.compose('base')
     self._place, self._followed = world.now().place, 0
@@ -98,7 +98,7 @@ class Dreamer:
     return {
         'kind': 'hello', 'world': self.world.name, 'title': self.world.title,
         'hint': self.world.hint, 'can_follow': self.world.can_follow, 'plan': self.world.plan(),
-        'rules': list(composition.RULES), 'samplers': list(zoo.SAMPLERS),
+        'rules': list(composition.RULES), 'samplers': list(recipes.SAMPLERS),
         'walked': self._walked[-_PATH:], 'path': self._path[-_PATH:], **self.status()}
 
   def status(self) -> dict[str, Any]:

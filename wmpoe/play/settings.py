@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 import dataclasses
 
+from wmpoe import recipes
 from wmpoe import world_model
-from wmpoe import zoo
 from wmpoe.experts import composition
 
 
@@ -46,7 +46,7 @@ class Settings:
   def of(cls, model: world_model.WorldModel) -> 'Settings':
     """The settings a model comes with; rules and samplers without a name become the default."""
     rules = [name for name, rule in composition.RULES.items() if rule == model.rule]
-    kinds = [name for name, kind in zoo.SAMPLERS.items() if type(model.sampler) is kind]
+    kinds = [name for name, kind in recipes.SAMPLERS.items() if type(model.sampler) is kind]
     return cls(
         weights={n: float(m.weight) for n, m in model.memories.items()},
         on=dict.fromkeys(model.memories, True), rule=(*rules, 'shared_base')[0],
@@ -58,5 +58,5 @@ class Settings:
     rule = self.rule if model.memories else 'shared_base'  # the base alone stays as it is
     composed = model.compose('base', *model.memories, weights=weights, rule=rule)
     return dataclasses.replace(
-        composed, sampler=zoo.sampler({'name': self.sampler}), num_steps=self.steps,
+        composed, sampler=recipes.sampler({'name': self.sampler}), num_steps=self.steps,
         chunk=self.chunk)

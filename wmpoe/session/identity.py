@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from wmpoe import archive
+from wmpoe import recipes
 from wmpoe import world_model
-from wmpoe import zoo
 from wmpoe.experts import composition
 
 
@@ -105,7 +105,7 @@ def restore(
       'follows': tuple(described['follows'])}
   kept = {'rule': model.rule, 'sampler': model.sampler, 'corrector': model.corrector}
   for name, build in (
-      ('rule', composition.rule_by_name), ('sampler', zoo.sampler), ('corrector', None)):
+      ('rule', composition.rule_by_name), ('sampler', recipes.sampler), ('corrector', None)):
     if described[name] == own[name]:
       changes[name] = kept[name]
     elif build is None or (isinstance(described[name], str) and '(' in described[name]):
@@ -141,7 +141,7 @@ def _level(level: Any) -> Any:
 
 
 def _sampler(sampler: Any) -> Any:
-  names: dict[Any, str] = {known: name for name, known in zoo.SAMPLERS.items()}
+  names: dict[Any, str] = {known: name for name, known in recipes.SAMPLERS.items()}
   if type(sampler) not in names:
     return repr(sampler) + '()'
   return {'name': names[type(sampler)], **dataclasses.asdict(sampler)}

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from wmpoe.experts import expert
 from wmpoe.experts import key_frames
 from wmpoe.experts import objective as objective_lib
+from wmpoe.experts import point_maps
 from wmpoe.experts import spatial
 from wmpoe.networks import autoencoder
+from wmpoe.networks import depth
 from wmpoe.networks import odometry
 
 
@@ -58,6 +60,8 @@ class SpatialTask:
     pose_dim: P.
     initial: Optional parameters of a base, from which the denoiser is forked, or of a spatial
       expert, {'denoiser', 'encoder'}, to go on from. New leaves are fresh.
+    points: Optional point maps, of a model that reads views warped from them.
+    drift: How far remembered poses are off while training, see `key_frames.drifted`.
   """
 
   model: spatial.SpatialModel | key_frames.KeyFrameModel
@@ -66,6 +70,8 @@ class SpatialTask:
   action_dim: int
   pose_dim: int
   initial: Any = None
+  points: point_maps.PointMaps | None = None
+  drift: tuple[float, float] = (0.0, 0.0)
 
   def init(self, key: chex.PRNGKey) -> Any:
     """Fresh parameters, but for those it starts from."""
@@ -82,13 +88,19 @@ class SpatialTask:
     history = objective_lib.Clip(
         frames=batch['history_frames'], actions=batch['history_actions'],
         poses=batch['history_poses'], valid=batch['history_valid'])
+    clip = _clip(batch)
     if isinstance(self.model, key_frames.KeyFrameModel):
+      asked = clip.poses[:, self.model.denoiser.context:]
+      if any(self.drift):
+        history = dataclasses.replace(history, poses=key_frames.drifted(
+            history.poses, asked[:, 0], jax.random.fold_in(key, 1), self.drift))
+      names = ('pictures', 'inverse_depth')
+      seen = {name: batch[f'history_{name}'] for name in names} if self.points else None
       return key_frames.key_frame_loss(
-          self.model, params, _clip(batch), history, key, self.objective,
-          empty_rate=self.empty_rate), {}
+          self.model, params, clip, history, key, self.objective, empty_rate=self.empty_rate,
+          points=self.points, seen=seen), {}
     return spatial.spatial_loss(
-        self.model, params, _clip(batch), history, key, self.objective,
-        empty_rate=self.empty_rate), {}
+        self.model, params, clip, history, key, self.objective, empty_rate=self.empty_rate), {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +133,30 @@ class OdometryTask:
     match = odometry.match_loss(
         self.network, params, batch['frames'], batch['poses'], batch['valid'], history, key)
     return motion + match, {'motion': motion, 'match': match}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepthTask:
+  """The depth network: how far every pixel of single frames is, from their latents.
+
+  Attributes:
+    network: Static.
+    frame_shape: (h, w, C) of the latents it sees.
+  """
+
+  network: depth.Depth
+  frame_shape: tuple[int, int, int]
+
+  def init(self, key: chex.PRNGKey) -> Any:
+    """Fresh parameters."""
+    return self.network.init(key, jnp.zeros((1, *self.frame_shape)))['params']
+
+  def loss(
+      self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The error of a batch of `RandomFrame` of episodes that know their inverse depth."""
+    del key
+    return depth.depth_loss(self.network, params, batch['frames'], batch['inverse_depth']), {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,11 +194,17 @@ class AutoencoderTask:
 def _fork(params: Any, initial: Any) -> Any:
   """Fresh parameters, but for those of the expert they are forked from.
 
+  What map tokens have in addition starts at zero, so that the fork is what it is forked from.
+
   Raises:
     ValueError: if it has leaves they lack, or of other shapes.
   """
   fork = traverse_util.flatten_dict(initial)
   own = traverse_util.flatten_dict(params)
+  tokens = ('map_embed', 'kernel')
+  if tokens in fork and tokens in own:
+    more = own[tokens].shape[0] - fork[tokens].shape[0]
+    fork[tokens] = jnp.pad(fork[tokens], ((0, max(more, 0)), (0, 0)))
   misfits = [
       '/'.join(path) for path, leaf in fork.items()
       if path not in own or own[path].shape != leaf.shape]

@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmpoe.networks import poses as poses_lib
+from wmpoe.networks import warping
+
+CAMERA = warping.Camera(half_view=0.7, pitch=0.1, ahead=0.1)
+SIZE = 24
+
+
+def flat_room(poses, height=0.5, far=3.0):
+  """Inverse depth of a floor at -height under a sky, seen from poses [S 3]."""
+  camera = np.asarray(CAMERA.points(jnp.zeros((SIZE, SIZE)), jnp.zeros(3)))  # rays
+  up = np.broadcast_to(camera[..., 2], (len(poses), SIZE, SIZE))
+  return np.where(up < -height / far, -up / height, 0.0).astype(np.float32)
+
+
+def painted(poses, depth):
+  """Pictures of a world whose colour is a smooth function of where a point lies."""
+  points = np.asarray(CAMERA.points(jnp.asarray(depth), jnp.asarray(poses)))
+  direction = points[..., :3] / np.linalg.norm(points[..., :3], axis=-1, keepdims=True)
+  place = np.where(
+      points[..., 3:] > 0, points[..., :3] / np.maximum(points[..., 3:], 1e-6), 9 * direction)
+  return np.round(127 + 100 * np.sin(0.7 * place)).astype(np.uint8)
+
+
+render = jax.jit(
+    lambda *args, count=4: warping.render(CAMERA, *args, count=count, coarse=8),
+    static_argnames='count')
+
+
+def test_points_come_back_to_their_pixels():
+  poses = jnp.array([[1.0, 2.0, 0.4], [0.0, -1.0, -2.0]])
+  inverse_depth = jnp.abs(jax.random.normal(jax.random.key(0), (2, 5, 7))) + 0.1
+  where, depth, inside = CAMERA.project(CAMERA.points(inverse_depth, poses), poses)
+  np.testing.assert_allclose(depth, inverse_depth, rtol=1e-4)
+  centres = np.stack(np.meshgrid(
+      (np.arange(5) + 0.5) / 5, (np.arange(7) + 0.5) / 7, indexing='ij'), axis=-1)
+  np.testing.assert_allclose(where, np.stack([centres] * 2), atol=1e-4)
+  assert inside.all()
+
+
+def test_a_turned_camera_sees_the_sky_as_turned_pictures_do():
+  camera = warping.Camera(half_view=0.7, pitch=0.1)
+  turn, sky = 0.3, jnp.zeros((6, 6))
+  there, inside = poses_lib.turn_grid(jnp.float32(turn), (6, 6), half_view=0.7, pitch=0.1)
+  where, _, within = camera.project(
+      camera.points(sky, jnp.array([0.0, 0.0, turn])), jnp.zeros(3))
+  np.testing.assert_allclose((where * 6 - 0.5)[within], there[within], atol=1e-4)
+  assert (inside | ~within).all()
+
+
+def test_the_view_of_a_picture_is_the_picture():
+  poses = np.array([[0.0, 0.0, 0.2], [0.5, 0.0, 0.2]], np.float32)
+  depth = flat_room(poses)
+  pictures = painted(poses, depth)
+  view, seen = render(pictures, depth, poses, jnp.ones(2, bool), poses[0])
+  assert seen.mean() > 0.97
+  np.testing.assert_allclose(view[seen], pictures[0][seen], atol=1.0)
+
+
+def test_a_moved_camera_sees_the_world_from_there():
+  poses = np.array([[0.0, 0.0, 0.0], [0.4, 0.3, -0.3], [-0.5, 0.0, 0.2]], np.float32)
+  depth = flat_room(poses)
+  pictures, asked = painted(poses, depth), np.array([0.2, 0.1, 0.1], np.float32)
+  truth = painted(asked[None], flat_room(asked[None]))[0]
+  view, seen = render(pictures, depth, poses, jnp.ones(3, bool), asked)
+  assert seen.mean() > 0.9
+  error = lambda x: np.abs(np.asarray(x, np.float32) - truth)[np.asarray(seen)].mean()
+  assert error(view) < 2.0 < 0.4 * error(pictures[0])
+
+
+def test_what_stands_before_a_point_hides_it():
+  near, far = jnp.full((SIZE, SIZE), 1.0), jnp.full((SIZE, SIZE), 0.25)
+  poses, asked = jnp.array([[0.0, 0.0, 0.0], [0.0, 0.02, 0.0]]), jnp.zeros(3)
+  pictures = jnp.stack([jnp.full((SIZE, SIZE, 3), 200), jnp.full((SIZE, SIZE, 3), 50)])
+  both = jnp.ones(2, bool)
+  view, seen = render(pictures.astype(jnp.uint8), jnp.stack([near, far]), poses, both, asked)
+  assert seen.mean() > 0.9
+  np.testing.assert_allclose(view[seen], 200.0)
+
+
+def test_pictures_that_do_not_exist_and_places_never_seen_stay_open():
+  poses = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, np.pi]], np.float32)
+  depth = flat_room(poses)
+  pictures = painted(poses, depth)
+  asked = np.array([0.0, 0.0, np.pi], np.float32)
+  _, seen = render(pictures, depth, poses, jnp.array([True, False]), asked)
+  assert not seen.any()
+  _, seen = render(pictures, depth, poses, jnp.zeros(2, bool), poses[0])
+  assert not seen.any()
+
+
+def test_pictures_are_chosen_for_what_they_add():
+  """Two nearly the same and nearer ones do not keep out the one that shows the rest."""
+  poses = np.array([[0.0, 0.0, 0.6], [0.01, 0.0, 0.6], [0.0, 0.0, -0.7]], np.float32)
+  depth = flat_room(poses)
+  pictures, asked = painted(poses, depth), np.zeros(3, np.float32)
+  _, seen = render(pictures, depth, poses, jnp.ones(3, bool), asked, count=2)
+  _, one = render(pictures, depth, poses, jnp.ones(3, bool), asked, count=1)
+  assert seen.mean() > 0.9 > 0.75 > one.mean()
+
+
+def test_a_view_of_half_a_turn_is_refused():
+  with pytest.raises(ValueError, match=r'half_view=1\.6; expected radians between 0 and pi / 2'):
+    warping.Camera(half_view=1.6)

@@ -1,0 +1,74 @@
+"""How experts are sampled, trained and written: samplers, optimisers, objectives of descriptions.
+
+See `zoo` for the experts themselves.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from wmpoe.diffusion import samplers
+from wmpoe.experts import objective as objective_lib
+from wmpoe.experts import writing as writing_lib
+from wmpoe.networks import lora as lora_lib
+
+Description = Mapping[str, Any]
+
+SAMPLERS = {
+    'ddim': samplers.DDIM,
+    'ddpm': samplers.DDPM,
+    'heun': samplers.Heun,
+    'dpm_solver_2m': samplers.DPMSolver2M,
+}
+_OPTIMIZERS = {'adam': optax.adam, 'adamw': optax.adamw, 'sgd': optax.sgd, 'lion': optax.lion}
+
+
+def named(kind: str, table: Mapping[str, Any], description: Description) -> Any:
+  """Builds `table[name](**rest)` of a description `{'name': name, **rest}`.
+
+  Raises:
+    ValueError: if the name is unknown.
+  """
+  options = dict(description)
+  name = options.pop('name')
+  if name not in table:
+    raise ValueError(f'Unknown {kind} {name!r}; expected one of {", ".join(table)}.')
+  return table[name](**options)
+
+
+def sampler(description: Description) -> samplers.Sampler:
+  """A sampler; `{'name': 'ddim', 'eta': 0.0}`."""
+  return named('sampler', SAMPLERS, description)
+
+
+def optimizer(description: Description) -> optax.GradientTransformation:
+  """An optax optimiser of the inner loop; `{'name': 'adam', 'learning_rate': 1e-3}`.
+
+  With 'halving_steps': h the rate at step n is `learning_rate / (1 + n / h)`, which needs no known
+  end, so that writing can go on for as long as the episode does.
+  """
+  options = dict(description)
+  halving = options.pop('halving_steps', 0)
+  if halving:
+    rate = options['learning_rate']
+    options['learning_rate'] = lambda step: rate / (1.0 + step / halving)
+  return named('optimizer', _OPTIMIZERS, options)
+
+
+def objective(description: Description) -> objective_lib.Objective:
+  """A training objective; reads 'objective'."""
+  return objective_lib.Objective(**description['objective'])
+
+
+def writing(description: Description) -> writing_lib.Writing:
+  """How a history is written; reads 'writing' but for its optimiser."""
+  options = {k: v for k, v in description['writing'].items() if k != 'optimizer'}
+  inner = objective_lib.Objective(**options.pop('objective'))
+  return writing_lib.Writing(objective=inner, **options)
+
+
+def lora_spec(description: Description) -> lora_lib.LoraSpec:
+  """Rank, scale and targets; reads 'lora'."""
+  options = dict(description['lora'])
+  return lora_lib.LoraSpec(**{**options, 'targets': tuple(options['targets'])})
