@@ -1,8 +1,10 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from tests.experts import point_maps_test
 from wmpoe.data import episode
 from wmpoe.evaluation import arms
 from wmpoe.evaluation import maze
@@ -119,6 +121,22 @@ def test_a_turned_copy_moves_things_the_other_way():
   made = maze.problem([item], [frames], history=4, starts=(4,), length=2)
   left, right = maze.copies(made)['copy_turned'][0, :, 15, :, 0].argmax(axis=-1)
   assert left > 17 and right < 13, 'turned to the left, it is seen on the right'
+
+
+def test_a_warped_copy_shows_what_was_seen_and_otherwise_something_else():
+  """From the pose of a picture its pixels lie where they lay."""
+  poses = [(0.5, 0.5, 0.0)] * 4 + [(0.5, 0.5, 0.0), (0.5, 0.5, np.pi)]
+  frames = np.random.default_rng(0).integers(0, 256, (6, 14, 14, 3)).astype(np.uint8)
+  frames[:4] = frames[0]
+  item = dataclasses.replace(make(poses), frames=frames)
+  points = point_maps_test.make_points()
+  points = points.replace(params=jax.tree.map(np.zeros_like, points.params))  # one depth for all
+  latents = np.asarray(jax.jit(points.latents.encode)(frames))
+  made = maze.problem([item], [latents], history=4, starts=(4,), length=2)
+  other = np.full((1, 2, 14, 14, 3), 7, np.uint8)
+  same, behind = maze.warped_copy(made, points, other)[0]
+  assert (same == frames[0]).all(axis=-1).mean() > 0.9
+  np.testing.assert_array_equal(behind, other[0, 0])
 
 
 def test_arms_are_all_subsets():

@@ -27,8 +27,8 @@ MODEL = dataclasses.replace(
         small.DENOISER, network=dataclasses.replace(small.DENOISER.network, map_dim=WIDE)))
 
 
-@pytest.fixture(scope='module')
-def points():
+def make_points():
+  """Untrained ones."""
   key = jax.random.key(0)
   latents = autoencoder.LatentSpace(
       params=NETWORK.init(key, jnp.zeros((1, 14, 14, 3)))['params'], mean=jnp.zeros(2),
@@ -36,6 +36,11 @@ def points():
   return point_maps.PointMaps(
       latents=latents, params=DEPTH.init(key, jnp.zeros((1, 4, 4, 2)))['params'], network=DEPTH,
       camera=warping.Camera(half_view=0.7), count=2)
+
+
+@pytest.fixture(scope='module')
+def points():
+  return make_points()
 
 
 @pytest.fixture(scope='module')

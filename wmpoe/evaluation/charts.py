@@ -31,6 +31,7 @@ _ARMS = {
   'copy_mean': 'Copy: mean of the history',
   'copy_pose': 'Copy: nearest in true pose',
   'copy_turned': 'Copy: nearest, turned',
+  'copy_warped': 'Copy: warped by depth',
 }
 _ENDINGS = {
   '_off': ', no contrast', '_true': ', true frames appended', '_imagined': ', own frames appended'}

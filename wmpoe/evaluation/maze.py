@@ -20,6 +20,7 @@ from wmpoe.data import memory_maze
 from wmpoe.evaluation import film
 from wmpoe.evaluation import metrics
 from wmpoe.evaluation import result_format
+from wmpoe.experts import point_maps
 from wmpoe.networks import localization
 from wmpoe.networks import odometry as odometry_lib
 from wmpoe.networks import poses as poses_lib
@@ -273,6 +274,37 @@ def copies(task: Problem) -> dict[str, np.ndarray]:
     turn = np.take_along_axis(relative[..., 2], nearest[..., None], axis=2)[..., 0]
     out['copy_turned'] = _turned(out['copy_pose'], turn, task.view)
   return out
+
+
+def warped_copy(
+    task: Problem, points: point_maps.PointMaps, otherwise: np.ndarray) -> np.ndarray:
+  """What point maps of the history show of the frames to imagine, without any denoiser.
+
+  Args:
+    task: The problem.
+    points: Depth, camera, how many pictures are warped.
+    otherwise: Frames uint8 [E T H W 3], for the pixels that were never seen.
+
+  Returns:
+    Frames uint8 [E T H W 3].
+  """
+  out = []
+  for index, other in enumerate(otherwise):
+    past = jax.tree.map(lambda x, i=index: x[i:i + 1, :task.history], task.encoded)
+    views, seen = _views(
+        points, task.pixels.frames[index:index + 1, :task.history], past.frames, past.poses,
+        task.asked[index:index + 1])
+    out.append(np.where(seen[0][..., None], views[0], other))
+  return np.stack(out)
+
+
+@jax.jit
+def _views(
+    points: point_maps.PointMaps, pictures: jax.Array, latents: jax.Array, poses: jax.Array,
+    asked: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  everything = jnp.ones(poses.shape[:2], bool)
+  return points.views(pictures, points.measure(latents), poses, everything, asked)
 
 
 @functools.partial(jax.jit, static_argnames='view')

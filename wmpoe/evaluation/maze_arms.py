@@ -162,6 +162,9 @@ def run(
   The `kept` parts are those of `parts`: what was measured of a seed from one of the places.
   """
   copied = maze.copies(task) if copies else {}
+  points = getattr(model.memories.get('spatial'), 'points', None)
+  if copies and points is not None:
+    copied['copy_warped'] = maze.warped_copy(task, points, copied['copy_turned'])
   names = [*arms, *copied]
   found: list[list[kept_lib.Found]] = []
   for seed in seeds:

@@ -53,11 +53,11 @@ class PointMaps:
     """How far every pixel is, in bytes [... H W], of latents [... h w C]."""
     return to_bytes(self.network.apply({'params': self.params}, latents, method='measure'))
 
-  def render(
+  def views(
       self, pictures: chex.Array, inverse_depth: chex.Array, poses: chex.Array, valid: chex.Array,
       asked: chex.Array,
-  ) -> jax.Array:
-    """Latents of views as far as they were seen, and how much of each was: [B T h w C+1].
+  ) -> tuple[jax.Array, jax.Array]:
+    """Views as far as they were seen, uint8 [B T H W 3], and which pixels were [B T H W].
 
     Args:
       pictures: uint8 [B S H W 3].
@@ -72,8 +72,15 @@ class PointMaps:
           self.camera, pictures, far, poses, valid, pose, count=self.count)
       return jax.lax.map(view, asked)
 
-    views, seen = jax.vmap(one)(pictures, inverse_depth, poses, valid, asked)
-    views = jnp.where(seen[..., None], jnp.round(views), 127.0).astype(jnp.uint8)
+    found, seen = jax.vmap(one)(pictures, inverse_depth, poses, valid, asked)
+    return jnp.where(seen[..., None], jnp.round(found), 127.0).astype(jnp.uint8), seen
+
+  def render(
+      self, pictures: chex.Array, inverse_depth: chex.Array, poses: chex.Array, valid: chex.Array,
+      asked: chex.Array,
+  ) -> jax.Array:
+    """Latents of the `views`, and how much of what each stands for was seen: [B T h w C+1]."""
+    views, seen = self.views(pictures, inverse_depth, poses, valid, asked)
     found = self.latents.encode(views)
     seen = _pooled(seen.astype(jnp.float32), self.latents.network)[..., None]
     return jax.lax.stop_gradient(jnp.concatenate([found * seen, seen], axis=-1))
