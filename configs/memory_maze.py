@@ -121,6 +121,7 @@ def _autoencoder(config: ml_collections.ConfigDict) -> None:
   Squared and absolute error and a little of LPIPS by AlexNet; results are reported by VGG.
   """
   config.env.skip = 1  # every frame is one to be reconstructed
+  config.init_from = ''  # an autoencoder whose decoder is trained on: its latents stay
   del config.autoencoder
   config.autoencoder = dict(channels=4, widths=(32, 64), depth=(1, 2), bound=3.0)
   config.objective = dict(noise=0.1, absolute=0.1, perceptual_weight=0.05)

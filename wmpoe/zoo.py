@@ -10,9 +10,11 @@ import functools
 import os
 from typing import Any, TypedDict
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
+from wmpoe import archive
 from wmpoe import compositions
 from wmpoe import packaged
 from wmpoe import perception
@@ -118,6 +120,14 @@ def load_latent_space(path: str | os.PathLike[str]) -> tuple[autoencoder.LatentS
       params=tree['autoencoder'], mean=tree['mean'], std=tree['std'],
       network=perception.autoencoder(
           card['config'], environment(card['config']['env']).frame_shape)), card
+
+
+def encoder_hash(space: autoencoder.LatentSpace) -> str:
+  """What latents are told apart by: the hash of what makes them, whatever decodes them."""
+  return archive.digest_of({
+      '/'.join(path): leaf for path, leaf in traverse_util.flatten_dict({
+          'encoder': autoencoder.encoder_of(space.params), 'mean': space.mean, 'std': space.std,
+      }).items()})
 
 
 def spatial_model(description: Description) -> Any:
@@ -341,10 +351,11 @@ def load(name: str = 'cards', *, compose: Description | None = None) -> world_mo
     experts[kind] = (params, card['config'])
   latents = None
   if f'{name}_autoencoder' in packaged.names():
-    latents, card = load_latent_space(f'{name}_autoencoder')
+    latents, _ = load_latent_space(f'{name}_autoencoder')
+    encoder = encoder_hash(latents)
     for kind, (_, described) in experts.items():
-      if described['encoder_sha256'] != card['sha256']:
+      if described['encoder_sha256'] != encoder:
         raise ValueError(
-            f'{name}_{kind} was trained on latents of another autoencoder than the packaged one '
-            f'({described["encoder_sha256"][:12]}... against {card["sha256"][:12]}...).')
+            f'{name}_{kind} was trained on latents of another encoder than the packaged one '
+            f'({described["encoder_sha256"][:12]}... against {encoder[:12]}...).')
   return build(experts, {**compositions.COMPOSED[name], **(compose or {})}, latents)

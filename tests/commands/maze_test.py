@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -67,7 +68,8 @@ def _train(wmpoe, variant, cache, *flags, model=MODEL):
 def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   card = packaged.card(tmp_path / 'autoencoder.npz')
   assert card['result']['validation_psnr'] > 0 and 'mse' not in card['result']
-  found = latents.read(cache, encoder=card['sha256'])
+  found = latents.read(
+      cache, encoder=zoo.encoder_hash(zoo.load_latent_space('autoencoder.npz')[0]))
   assert [item.meta['name'] for item in found] == ['first', 'second']
   assert found[0].frames.shape[1:] == (16, 16, 4)
   # The statistics standardise the latents they were taken from (every tenth frame).
@@ -141,6 +143,24 @@ def test_a_cache_of_another_autoencoder_is_refused(wmpoe, cache, tmp_path):
   done = _train(wmpoe, 'cpu_spatial', cache)
   assert done.code == 2
   assert 'stale cache' in done.err and 'Encode the episodes again' in done.err
+
+
+def test_a_decoder_is_trained_on_and_latents_stay(wmpoe, source, autoencoder):
+  again = ('train', config('autoencoder'), *TRAIN, '--workdir=runs/d', '--package=decoder.npz',
+           f'--config.data.folder={source}', f'--config.data.validation={source}',
+           '--config.autoencoder.depth=(1, 1)', '--config.objective.perceptual_weight=0.0',
+           f'--config.init_from={autoencoder}')
+  done = wmpoe(*again, '--config.autoencoder.widths=(8, 8)')
+  assert done.code == 0, done.err
+  (before, _), (after, _) = (
+      zoo.load_latent_space(name) for name in (autoencoder, 'decoder.npz'))
+  assert zoo.encoder_hash(before) == zoo.encoder_hash(after)
+  changed = {name for name in before.params if any(
+      (x != y).any() for x, y in zip(*(jax.tree.leaves(space.params[name])
+                                       for space in (before, after)), strict=True))}
+  assert changed and all(name.startswith('decode_') for name in changed)
+  done = wmpoe(*again, '--config.autoencoder.widths=(8, 16)', '--workdir=runs/other')
+  assert done.code == 2 and 'init_from=' in done.err and 'this run is for' in done.err
 
 
 @pytest.mark.parametrize(('flags', 'message'), [

@@ -45,7 +45,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   if not flags.source or not flags.workdir:
     raise ValueError('Give the folder of the episodes, --source, and of the cache, --workdir.')
   folder = common.output_folder(flags.workdir)
-  space, card = zoo.load_latent_space(name)
+  space, _ = zoo.load_latent_space(name)
   own_data.fit(description, flags.source)
   found = runs.open_folder(flags.source, zoo.environment(description['env']), flags.strict)
   print(found.report(), file=sys.stderr)
@@ -62,7 +62,8 @@ def run(flags: absl_flags.FlagValues) -> None:
       about['reconstruction_psnr'] = float(np.mean(quality))
       yield item.meta['name'], item, z
 
-  for done, _ in enumerate(latents.write(folder, encoded(), encoder=card['sha256'], about=about)):
+  writing = latents.write(folder, encoded(), encoder=zoo.encoder_hash(space), about=about)
+  for done, _ in enumerate(writing):
     progress(f'encoding into {folder}', (done + 1) / len(found))
   progress.done()
   print(f'wrote the latents of {len(found)} episodes to {folder} '

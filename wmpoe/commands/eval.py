@@ -211,9 +211,9 @@ def _maze(
   baselines: dict[str, Any] = {}
   facts: dict[str, Any] = {}
   if protocol in ('table1', 'revisit') and not own:
-    _, card = zoo.load_latent_space(description['autoencoder'])
+    space, _ = zoo.load_latent_space(description['autoencoder'])
     baselines, facts['training'], facts['left_out'] = maze_baselines.load(
-        setting, description['env'], card['sha256'])
+        setting, description['env'], zoo.encoder_hash(space))
     if facts['left_out']:
       print(f'left out, as there are no weights that fit: {", ".join(facts["left_out"])}. Give '
             'them with --config.protocol.baselines.NAME=FILE.npz; python -m wmpoe train makes '

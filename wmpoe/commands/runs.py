@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import json
 import sys
 from typing import Any
 
@@ -41,9 +42,10 @@ def make_task(description: Mapping[str, Any]) -> Any:
     perceptual = None
     if description['objective']['perceptual_weight']:
       perceptual = functools.partial(lpips.distance, lpips.load('alex'))
+    tree = _earlier(description)
     return tasks.AutoencoderTask(
         network=perception.autoencoder(description, frame_shape), perceptual=perceptual,
-        **description['objective'])
+        initial=tree and tree['autoencoder'], **description['objective'])
   dims = zoo.dimensions(description['env'])
   if kind == 'depth':
     return tasks.DepthTask(
@@ -183,8 +185,8 @@ def pin_networks(description: dict[str, Any]) -> None:
     _, card = zoo.load_expert(description['points']['depth'])
     description['depth_sha256'] = card['sha256']
   if isinstance(description.get('autoencoder'), str) and description['autoencoder']:
-    _, card = zoo.load_latent_space(description['autoencoder'])
-    description['encoder_sha256'] = card['sha256']
+    space, _ = zoo.load_latent_space(description['autoencoder'])
+    description['encoder_sha256'] = zoo.encoder_hash(space)
 
 
 def finished(description: Mapping[str, Any], params: Any) -> Any:
@@ -194,6 +196,9 @@ def finished(description: Mapping[str, Any], params: Any) -> Any:
   """
   if description['expert'] != 'autoencoder':
     return params
+  earlier = _earlier(description)
+  if earlier is not None:
+    return {**earlier, 'autoencoder': {**earlier['autoencoder'], **params}}
   env = zoo.environment(description['env'])
   network = perception.autoencoder(description, env.frame_shape)
   channels = np.zeros(network.channels, np.float32)
@@ -204,6 +209,23 @@ def finished(description: Mapping[str, Any], params: Any) -> Any:
     found.append(np.asarray(encode(raw, item.frames[::10])))
   mean, std = latents.channel_statistics(found)
   return {'autoencoder': params, 'mean': mean, 'std': std}
+
+
+def _earlier(description: Mapping[str, Any]) -> Any:
+  """The autoencoder whose decoder is trained on; None to train a new one.
+
+  Raises:
+    ValueError: if it is of other sizes.
+  """
+  name = description.get('init_from')
+  if not name:
+    return None
+  tree, card = zoo.load_expert(name)
+  own, its = (json.dumps({k: d.get(k) for k in ('env', 'autoencoder')})
+              for d in (description, card['config']))
+  if own != its:
+    raise ValueError(f"init_from={name!r} is an autoencoder of {its}; this run is for {own}.")
+  return tree
 
 
 def data_of(description: Mapping[str, Any]) -> str:

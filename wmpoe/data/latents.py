@@ -37,7 +37,7 @@ def write(
   Args:
     folder: Made if missing.
     episodes: `(name, episode, latents [T h w C])`; whatever `episode.meta` holds goes to the index.
-    encoder: sha256 of the encoder, from its card.
+    encoder: sha256 of the encoder, see `zoo.encoder_hash`.
     about: JSON-able facts for the index; read when the last episode is written, so that they may
       be gathered on the way.
 

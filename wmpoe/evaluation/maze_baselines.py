@@ -33,7 +33,7 @@ def load(
       packaged one if there is one that fits; 'guidance', by arm the 'windows' and 'strengths' of
       history guidance; 'absolute', how LoRA is written, as `zoo.long_term` reads it.
     env: The environment they must be trained on.
-    encoder: sha256 of the autoencoder whose latents they must be trained on.
+    encoder: `zoo.encoder_hash` of the latents they must be trained on.
 
   Returns:
     `(memories by arm, facts about their training by arm, kinds that were left out)`.

@@ -4,7 +4,7 @@ Plain, not variational: latents are squashed softly to (-bound, bound) and train
 noise, so that what a sampler leaves over does no harm when it is decoded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -129,6 +129,11 @@ class Autoencoder(nn.Module):
     if key is not None:
       seen = latents + noise * jax.random.normal(key, latents.shape)
     return self.decode(seen), latents
+
+
+def encoder_of(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The part of an autoencoder's parameters that makes latents."""
+  return {name: part for name, part in params.items() if name.startswith('encode_')}
 
 
 @struct.dataclass

@@ -169,6 +169,8 @@ class AutoencoderTask:
     absolute: Weight of the absolute error beside the squared one.
     perceptual: Optional distance of frames, see `autoencoder.reconstruction_loss`.
     perceptual_weight: Its weight.
+    initial: Optional parameters to go on from. Only the decoder learns then, and all that was made
+      in the latents goes on to fit them.
   """
 
   network: autoencoder.Autoencoder
@@ -176,15 +178,20 @@ class AutoencoderTask:
   absolute: float
   perceptual: Any = None
   perceptual_weight: float = 0.0
+  initial: Any = None
 
   def init(self, key: chex.PRNGKey) -> Any:
-    """Fresh parameters."""
-    return self.network.init(key, jnp.zeros((1, *self.network.frame_shape)))['params']
+    """Fresh parameters, or those of the decoder to go on from."""
+    if self.initial is None:
+      return self.network.init(key, jnp.zeros((1, *self.network.frame_shape)))['params']
+    return {name: jax.tree.map(jnp.asarray, part) for name, part in self.initial.items()
+            if name not in autoencoder.encoder_of(self.initial)}
 
   def loss(
       self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The reconstruction loss of uint8 frames [B H W 3], and its mean squared error."""
+    params = {**(self.initial or {}), **params}
     loss, mse = autoencoder.reconstruction_loss(
         self.network, params, batch['frames'], key, noise=self.noise, absolute=self.absolute,
         perceptual=self.perceptual, perceptual_weight=self.perceptual_weight)
