@@ -104,7 +104,7 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   assert list(out['arms']) == [
       'base', 'short_term', 'long_term', 'spatial', 'short_term+long_term', 'short_term+spatial',
       'long_term+spatial', 'all', 'spatial_odometry', 'naive_product', 'ssm', 'copy_last',
-      'copy_mean', 'copy_pose', 'copy_turned']
+      'copy_mean', 'copy_pose', 'copy_turned', 'copy_warped']
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
   arm = out['arms']['spatial']
   assert {'psnr', 'ssim', 'psnr_minus_base', 'write_ms_per_frame'} <= set(arm)
