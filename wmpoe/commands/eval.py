@@ -151,7 +151,7 @@ def _keep(
   name = kept_lib.fingerprint([facts, chosen], arrays)
   kept = kept_lib.Kept(folder / f'.{measured}-{name}', writes=multihost.is_main())
   if kept.parts():
-    print(f'going on: a run that was stopped left {kept.parts()} measured part(s) in '
+    print(f'going on from {kept.parts()} measured part(s) in '
           f'{kept.folder}; without that folder all is measured anew', file=sys.stderr)
   return kept
 

@@ -369,5 +369,5 @@ def most_revisiting(task: Problem, count: int) -> list[int]:
 
 def arms_of_film(names: Iterable[str]) -> list[str]:
   """The arms worth looking at."""
-  wanted = ('copy_pose', 'base', 'short_term', 'long_term', 'spatial', 'all')
+  wanted = ('copy_pose', 'copy_warped', 'base', 'short_term', 'long_term', 'spatial', 'all')
   return [name for name in wanted if name in names]
