@@ -11,11 +11,21 @@ NETWORK = depth.Depth(frame_shape=(12, 10, 3), width=8, blocks=1)
 def test_one_number_at_least_zero_per_pixel_of_the_uncropped_picture():
   latents = jax.random.normal(jax.random.key(0), (2, 3, 4, 3, 5))
   params = NETWORK.init(jax.random.key(1), latents)['params']
-  found = NETWORK.apply({'params': params}, latents)
-  assert found.shape == (2, 3, 12, 10) and found.min() >= 0.0
+  found, sky = NETWORK.apply({'params': params}, latents)
+  assert found.shape == sky.shape == (2, 3, 12, 10) and found.min() >= 0.0
   # 3 latents are 12 pixels; of the 2 too many one is cropped on either side.
   wide = depth.Depth(frame_shape=(12, 12, 3), width=8, blocks=1)
-  np.testing.assert_array_equal(wide.apply({'params': params}, latents)[..., 1:-1], found)
+  np.testing.assert_array_equal(wide.apply({'params': params}, latents)[0][..., 1:-1], found)
+
+
+def test_the_sky_is_infinitely_far_and_no_pixel_flies(monkeypatch):
+  """A wall, one blurred row above it, and the sky; the blurred row goes to what is nearer to it."""
+  rows = jnp.array([0.1, 0.1, 0.7, 1.0, 1.0, 0.9, 0.1])
+  found = jnp.broadcast_to(rows[:, None], (2, 7, 5))
+  sky = jnp.broadcast_to(jnp.array([1.0, 1.0, -1, -1, -1, -1, -1])[:, None], found.shape)
+  monkeypatch.setattr(depth.Depth, '__call__', lambda self, latents: (found, sky))
+  measured = depth.Depth().apply({'params': {}}, None, method='measure')
+  np.testing.assert_allclose(measured[0, :, 2], [0, 0, 1, 1, 1, 1, 0.1], atol=1e-6)
 
 
 def test_it_learns_what_it_is_taught():
@@ -32,3 +42,13 @@ def test_it_learns_what_it_is_taught():
 
   _, losses = jax.jit(lambda p: jax.lax.scan(step, (p, adam.init(p)), None, length=150))(params)
   assert losses[-1] < 0.25 * losses[0]
+
+
+def test_where_there_is_sky_no_depth_is_learned():
+  latents, truth = jnp.ones((1, 3, 3, 2)), jnp.zeros((1, 12, 10))
+  params = NETWORK.init(jax.random.key(1), latents)['params']
+  found = lambda p: NETWORK.apply({'params': p}, latents)
+  gradient = jax.grad(lambda p: depth.depth_loss(NETWORK, p, latents, truth))(params)
+  after = found(jax.tree.map(lambda x, g: x - 0.1 * g, params, gradient))
+  assert after[1].mean() > found(params)[1].mean()
+  np.testing.assert_array_equal(gradient['output']['bias'][::2], 0.0)
