@@ -82,6 +82,16 @@ def test_what_stands_before_a_point_hides_it():
   np.testing.assert_allclose(view[seen], 200.0)
 
 
+def test_nothing_shines_through_the_gaps_of_a_wall_that_comes_nearer():
+  """From half the distance a wall's points lie two pixels apart; the sky lies in all others."""
+  wall, sky = jnp.full((SIZE, SIZE), 0.5), jnp.zeros((SIZE, SIZE))
+  poses, asked = jnp.array([[0.0, 0.0, 0.0], [1.0, 0.1, 0.0]]), jnp.array([1.0, 0.0, 0.0])
+  pictures = jnp.stack([jnp.full((SIZE, SIZE, 3), 200), jnp.full((SIZE, SIZE, 3), 50)])
+  view, seen = render(
+      pictures.astype(jnp.uint8), jnp.stack([wall, sky]), poses, jnp.ones(2, bool), asked)
+  assert (seen & (view[..., 0] == 200)).mean() > 0.95
+
+
 def test_pictures_that_do_not_exist_and_places_never_seen_stay_open():
   poses = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, np.pi]], np.float32)
   depth = flat_room(poses)
