@@ -97,6 +97,7 @@ def test_the_memory_holds_pictures_or_makes_them_of_latents(points, params):
   memory = key_frames.Posed(params=params, points=points, model=MODEL, capacity=4)
   seen = observation(2, 3, points)
   state = _write(memory, memory.init(2), seen)
+  assert state.frames.dtype == jnp.float16  # pictures take their room in a memory file
   np.testing.assert_array_equal(state.pictures[:, :3], seen.pictures)
   np.testing.assert_array_equal(
       state.inverse_depth[:, :3], jax.jit(points.measure)(seen.frames))

@@ -214,7 +214,8 @@ class Posed:
       return empty
     pixels = (batch, self.capacity, *self.points.latents.frame_shape)
     return dataclasses.replace(
-        empty, pictures=jnp.zeros(pixels, jnp.uint8),
+        empty, frames=empty.frames.astype(jnp.float16),  # half the bytes, as in a latent cache
+        pictures=jnp.zeros(pixels, jnp.uint8),
         inverse_depth=jnp.zeros(pixels[:-1], jnp.uint8))
 
   def write(
@@ -226,7 +227,7 @@ class Posed:
     length = min(frames.shape[1], self.capacity)
     skipped = frames.shape[1] - length
     slots = (state.count[:, None] + skipped + jnp.arange(length)) % self.capacity
-    put = jax.vmap(lambda old, s, new: old.at[s].set(new[skipped:]))
+    put = jax.vmap(lambda old, s, new: old.at[s].set(new[skipped:].astype(old.dtype)))
     state = dataclasses.replace(
         state, frames=put(state.frames, slots, frames),
         poses=put(state.poses, slots, observation.poses),
