@@ -42,3 +42,14 @@ def test_rows_are_y_and_columns_are_x():
   np.testing.assert_allclose(
       ahead(hall, [0.5, 0.5, np.pi / 2]), ahead([[1, 1, 1]], [0.5, 0.5, 0.0]), atol=1e-5)
   assert ahead(hall, [0.5, 0.5, 0.0])[30] > 1.0
+
+
+def test_a_slanting_ray_meets_the_cells_it_crosses():
+  """It leaves the hall where a cell beside it is free, and goes on to the wall ahead."""
+  pose = np.array([[0.5, 1.5, 0.0]], np.float32)
+  look = lambda layout: maze_geometry.inverse_depth(np.array(layout), pose, 60, HALF_VIEW)[0, 30]
+  closed, opened = look([[0, 0, 0], [1, 1, 1]]), look([[0, 0, 1], [1, 1, 1]])
+  column = int(30 * (1 + 0.25 / np.tan(HALF_VIEW)))  # a cell to the right on four ahead
+  assert opened[column] < 0.9 * closed[column]
+  np.testing.assert_allclose(opened[column], opened[30], rtol=1e-5)
+  np.testing.assert_array_equal(opened[:30], closed[:30])
