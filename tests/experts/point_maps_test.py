@@ -160,6 +160,7 @@ def test_of_half_a_batch_without_memory_every_second_sample_has_one(params):
   assert loss(seen, 0.5) == loss(changed([1, 3]), 0.5)
   assert loss(seen, 0.0) != loss(changed([1]), 0.0)
   assert loss(seen, 1.0) == loss(changed([0, 1, 2, 3]), 1.0)
+  assert np.isfinite(loss(seen, 2 / 3)), 'a batch of 4 has no thirds: each sample is drawn for'
 
 
 def test_drift_moves_all_that_is_remembered_as_one():

@@ -103,6 +103,16 @@ def test_pictures_that_do_not_exist_and_places_never_seen_stay_open():
   assert not seen.any()
 
 
+def test_a_picture_that_does_not_exist_hides_nothing():
+  near, far = jnp.full((SIZE, SIZE), 1.0), jnp.full((SIZE, SIZE), 0.25)
+  pictures = jnp.stack([jnp.full((SIZE, SIZE, 3), 200), jnp.full((SIZE, SIZE, 3), 50)])
+  view, seen = render(
+      pictures.astype(jnp.uint8), jnp.stack([far, near]), jnp.zeros((2, 3)),
+      jnp.array([True, False]), jnp.zeros(3))
+  assert seen.mean() > 0.9
+  np.testing.assert_allclose(view[seen], 200.0)
+
+
 def test_pictures_are_chosen_for_what_they_add():
   """Two nearly the same and nearer ones do not keep out the one that shows the rest."""
   poses = np.array([[0.0, 0.0, 0.6], [0.01, 0.0, 0.6], [0.0, 0.0, -0.7]], np.float32)
