@@ -147,8 +147,14 @@ def spatial_model(description: Description) -> Any:
       denoiser=denoiser, encoder=encoder, locate=spatial_lib.FixedCamera(rows * columns))
 
 
-def point_maps(description: Description) -> point_maps_lib.PointMaps | None:
+def point_maps(
+    description: Description, latents: autoencoder.LatentSpace | None = None
+) -> point_maps_lib.PointMaps | None:
   """The point maps a spatial expert reads, if any; reads 'points' and 'autoencoder'.
+
+  Args:
+    description: Of the spatial expert.
+    latents: Its latent space, if it is loaded already.
 
   Raises:
     ValueError: if the depth network is not the one the expert was trained with.
@@ -164,7 +170,8 @@ def point_maps(description: Description) -> point_maps_lib.PointMaps | None:
         f"points.depth='{name}' holds the expert {card['config']['expert']!r} with hash "
         f"{card['sha256'][:12]}...; expected the depth network that the spatial expert was trained "
         f"with, {str(description.get('depth_sha256'))[:12]}... .")
-  latents, _ = load_latent_space(description['autoencoder'])
+  if latents is None:
+    latents, _ = load_latent_space(description['autoencoder'])
   env, count = environment(description['env']), options.pop('count')
   return point_maps_lib.PointMaps(
       latents=latents, params=params, network=perception.depth(card['config'], env.frame_shape),
@@ -284,7 +291,7 @@ def build(
       held = compose.get('spatial', {}).get('frames', key_frames.Posed.capacity)
       spatial = key_frames.Posed(
           params=trained, model=spatial, capacity=held, baseline='base' if joint else 'own',
-          points=point_maps(described))
+          points=point_maps(described, latents))
     else:
       spatial = spatial_lib.Spatial(params=trained, model=spatial)
   memories: dict[str, Any] = {}

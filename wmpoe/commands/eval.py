@@ -211,9 +211,8 @@ def _maze(
   baselines: dict[str, Any] = {}
   facts: dict[str, Any] = {}
   if protocol in ('table1', 'revisit') and not own:
-    space, _ = zoo.load_latent_space(description['autoencoder'])
     baselines, facts['training'], facts['left_out'] = maze_baselines.load(
-        setting, description['env'], zoo.encoder_hash(space))
+        setting, description['env'], zoo.encoder_hash(model.latents))
     if facts['left_out']:
       print(f'left out, as there are no weights that fit: {", ".join(facts["left_out"])}. Give '
             'them with --config.protocol.baselines.NAME=FILE.npz; python -m wmpoe train makes '

@@ -85,8 +85,7 @@ class Retrieval:
       are usable [T K].
     """
     relative = poses_lib.relative(memory[None], asked[:, None])  # [T S 3]
-    distance = jnp.sum(jnp.square(relative[..., :2]), axis=-1) / self.length**2
-    cost = distance + jnp.square(relative[..., 2] / self.angle)
+    cost = poses_lib.apart(relative, length=self.length, angle=self.angle)
     usable = valid & (jnp.abs(relative[..., 2]) < 2 * self.half_view)
     negative, index = jax.lax.top_k(jnp.where(usable, -cost, -jnp.inf), self.count)
     chosen = jnp.take_along_axis(relative, index[..., None], axis=1)

@@ -26,6 +26,12 @@ def relative(poses: chex.Array, anchor: chex.Array) -> jax.Array:
       jnp.arctan2(jnp.sin(turn), jnp.cos(turn))], axis=-1)
 
 
+def apart(relative_poses: chex.Array, *, length: float, angle: float) -> jax.Array:
+  """How far views lie apart, [... 3] -> [...]: `(distance / length)^2 + (turn / angle)^2`."""
+  distance = jnp.sum(jnp.square(relative_poses[..., :2]), axis=-1) / length**2
+  return distance + jnp.square(relative_poses[..., 2] / angle)
+
+
 def integrate(motions: chex.Array, start: chex.Array) -> jax.Array:
   """Poses after each of the motions [... T 3] (ahead, left, turn) from `start` [... 3]: [... T 3].
 

@@ -131,8 +131,7 @@ def _choose(
   """
   far = _filled(_splat(camera, small, poses, valid, asked, small.shape[1:]))
   _, seen = _seen(camera, far, asked, small, poses)
-  apart = poses_lib.relative(poses, asked)
-  cost = jnp.sum(jnp.square(apart[:, :2]), axis=-1) + jnp.square(apart[:, 2] / 0.6)
+  cost = poses_lib.apart(poses_lib.relative(poses, asked), length=1.0, angle=0.6)
   worth = jnp.exp(-cost / 4.0)[:, None, None] * (seen & valid[:, None, None])
 
   def take(best, _):
@@ -183,7 +182,6 @@ def _filled(inverse_depth: jax.Array, times: int = 4) -> jax.Array:
 
 def _seen(
     camera: Camera, far: jax.Array, asked: jax.Array, inverse_depth: jax.Array, poses: jax.Array,
-    tolerance: float = 0.3,
 ) -> tuple[jax.Array, jax.Array]:
   """Where S pictures show what the asked view does, [S h w 2], and whether they do, [S h w].
 
@@ -196,7 +194,7 @@ def _seen(
       jnp.clip((where[..., i] * size[i]).astype(jnp.int32), min=0, max=size[i] - 1)
       for i in range(2))
   there = jax.vmap(lambda d, r, c: d[r, c])(inverse_depth, row, column)
-  same = jnp.abs(there - depth) < tolerance * jnp.maximum(there, depth) + 0.1
+  same = jnp.abs(there - depth) < 0.3 * jnp.maximum(there, depth) + 0.1
   return where, inside & same & (far > 0.0)
 
 
