@@ -1,7 +1,6 @@
 """Memory Maze from frames to a result, through the commands, on one bundled episode."""
 
 import pathlib
-import shutil
 
 import jax
 import numpy as np
@@ -11,6 +10,8 @@ from wmpoe import compositions
 from wmpoe import packaged
 from wmpoe import zoo
 from wmpoe.data import latents
+from wmpoe.data import maze_geometry
+from wmpoe.data import memory_maze
 from wmpoe.evaluation import results
 
 CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'memory_maze.py'
@@ -32,8 +33,13 @@ def config(variant=''):
 def source(tmp_path):
   folder = tmp_path / 'episodes'
   folder.mkdir()
+  known = memory_maze.load(EPISODE)
+  with np.errstate(divide='ignore'):
+    depth = 1 / maze_geometry.inverse_depth(
+        known.layout, known.poses, 64, memory_maze.half_view(border=0))
   for name in ('first', 'second'):
-    shutil.copy(EPISODE, folder / f'{name}.npz')
+    with np.load(EPISODE) as fields:
+      np.savez(folder / f'{name}.npz', **fields, depth=depth.astype(np.float16))
   (folder / 'broken.npz').write_bytes(b'no zip')
   return folder
 
@@ -103,8 +109,8 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   out = results.read(tmp_path / 'there' / 'revisit.json')
   assert list(out['arms']) == [
       'base', 'short_term', 'long_term', 'spatial', 'short_term+long_term', 'short_term+spatial',
-      'long_term+spatial', 'all', 'spatial_odometry', 'naive_product', 'ssm', 'copy_last',
-      'copy_mean', 'copy_pose', 'copy_turned', 'copy_warped']
+      'long_term+spatial', 'all', 'spatial_odometry', 'spatial_depth', 'naive_product', 'ssm',
+      'copy_last', 'copy_mean', 'copy_pose', 'copy_turned', 'copy_warped']
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
   arm = out['arms']['spatial']
   assert {'psnr', 'ssim', 'psnr_minus_base', 'write_ms_per_frame'} <= set(arm)

@@ -137,6 +137,30 @@ def test_observation_is_a_pytree_of_three_leaves():
   assert isinstance(jax.tree.map(lambda x: x[:1], _batch()), episode.Observation)
 
 
+def test_depth_comes_along_where_it_is_known(tmp_path):
+  depth = np.full((5, 4, 6), 2.0, np.float32)
+  depth[:, 0] = np.inf
+  known = _episode(depth=depth)
+  known.save(tmp_path / 'a.npz')
+  np.testing.assert_array_equal(episode.Episode.load(tmp_path / 'a.npz').depth, depth)
+  both = episode.stack([known, known], start=1)
+  episode.validate(both)
+  np.testing.assert_array_equal(both.depth[1], depth[1:])
+  assert episode.stack([known, _episode()]).depth is None
+
+
+@pytest.mark.parametrize(('depth', 'message'), [
+    (np.ones((5, 4, 5), np.float32), r'depth is float32 \(5, 4, 5\); expected float32 \(5, 4, 6\)'),
+    (np.ones((5, 4, 6)), 'depth is float64'),
+    ([1.0], 'depth is list'),
+    (_with(np.ones((5, 4, 6), np.float32), (2, 1), np.nan), 'not positive in 6 pixels'),
+    (np.zeros((5, 4, 6), np.float32), 'not positive in 120 pixels; expected distances'),
+])
+def test_depth_that_cannot_be_is_refused(depth, message):
+  with pytest.raises(ValueError, match=message):
+    episode.validate(_episode(depth=depth))
+
+
 def test_stack_cuts_and_refuses_unequal_episodes():
   batch = episode.stack([_episode(), _episode()], start=1, stop=4)
   np.testing.assert_array_equal(batch.frames[1], _episode().frames[1:4])
@@ -178,7 +202,8 @@ def _header(**changes):
     'changes, message',
     [
         ({'poses': None}, r"a.npz: not an episode file .*it has no 'poses'; expected exactly"),
-        ({'depth': ROWS}, r"a.npz: .*it has unknown fields 'depth'"),
+        ({'sound': ROWS}, r"a.npz: .*it has unknown fields 'sound'"),
+        ({'depth': ROWS}, r'a.npz: depth is float32 \(5, 7\); expected float32 \(5, 4, 6\)'),
         ({'meta': _header(version=2)}, "field 'meta' says format 'wmpoe.episode' version 2"),
         ({'meta': _header(format='other')}, "field 'meta' says format 'other'"),
         ({'meta': np.zeros(3, np.uint8)}, "field 'meta' is not an episode header"),

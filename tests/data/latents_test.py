@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -39,12 +40,27 @@ def test_pictures_are_there_for_those_who_need_them(cache):
   assert item.more['pictures'].shape == (4, 8, 8, 3) and item.more['pictures'].dtype == np.uint8
   fields = dict(np.load(cache / 'e1.npz'))
   np.savez(cache / 'e1.npz', **{**fields, 'pictures': fields['pictures'][:3]})
-  with pytest.raises(ValueError, match='e1.npz holds 4 latents and 3 pictures; expected as many'):
+  with pytest.raises(ValueError, match='e1.npz holds 4 latents, 3 pictures and depth of 0'):
     latents.read(cache, pictures=True)
   del fields['pictures']
   np.savez(cache / 'e1.npz', **fields)
   with pytest.raises(ValueError, match="e1.npz.*it has no 'pictures'.*encode the episodes again"):
     latents.read(cache, pictures=True)
+
+
+def test_depth_is_there_beside_the_pictures(tmp_path):
+  name, item, z = next(items())
+  depth = np.full((4, 8, 8), 2.5, np.float32)
+  depth[0] = np.inf
+  known = dataclasses.replace(item, depth=depth)
+  assert list(latents.write(tmp_path, [(name, known, z)], encoder='abc', about={})) == ['e0']
+  found, = latents.read(tmp_path, pictures=True)
+  np.testing.assert_array_equal(found.depth, depth)
+  assert set(found.more) == {'pictures'} and latents.read(tmp_path)[0].depth is None
+  fields = dict(np.load(tmp_path / 'e0.npz'))
+  np.savez(tmp_path / 'e0.npz', **{**fields, 'depth': depth[:3]})
+  with pytest.raises(ValueError, match='4 pictures and depth of 3; expected as many'):
+    latents.read(tmp_path, pictures=True)
 
 
 def test_another_encoder_is_refused(cache):

@@ -16,8 +16,10 @@ ENV = maze_config.MazeConfig(length=120, image=16)
 def collect(simulator, tmp_path):
   """Collects into a folder, in whole; returns the folder and every step of the progress."""
 
-  def run(*, episodes=2, env=ENV, folder='there', policy='mixed', split='train', seed=0, **options):
-    settings = maze_collection.Settings(env=env, policy=policy, split=split, seed=seed)
+  def run(*, episodes=2, env=ENV, folder='there', policy='mixed', split='train', seed=0,
+          depth=False, **options):
+    settings = maze_collection.Settings(
+        env=env, policy=policy, split=split, seed=seed, depth=depth)
     folder = tmp_path / folder
     return folder, list(maze_collection.collect(folder, settings, episodes=episodes, **options))
 
@@ -37,6 +39,14 @@ def test_writes_files_named_like_the_public_ones(collect):
   assert source[0].frames.shape == (60, 12, 12, 3)
   assert json.loads((folder / 'collection.json').read_text())['settings'] == {
       'size': 9, 'image': 16, 'length': 120, 'policy': 'mixed', 'split': 'test', 'seed': 0}
+
+
+def test_depth_is_collected_where_it_is_asked_for(collect):
+  folder, _ = collect(episodes=1, depth=True)
+  item = memory_maze.MazeFolder(folder, strict=True)[0]
+  assert item.depth.shape == (60, 12, 12) and item.depth.dtype == np.float32
+  with pytest.raises(ValueError, match='depth'):
+    collect(episodes=2)
 
 
 def test_goes_on_and_makes_again_what_is_damaged(collect):

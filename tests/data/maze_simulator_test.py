@@ -29,6 +29,15 @@ def test_fields_are_those_of_the_public_dataset(simulator):
   assert memory_maze.from_fields(fields, source='episode').length == 30
 
 
+def test_depth_is_in_cells_and_the_sky_infinitely_far(simulator):
+  fields = _run(depth=True)
+  depth = fields['depth']
+  assert set(fields) == FIELDS | {'depth'} and depth.dtype == np.float16
+  assert np.isinf(depth[:, 0]).all()
+  x = fields['agent_pos'][:, 0, None, None]
+  np.testing.assert_allclose(depth[:, 1:], np.broadcast_to(x, (30, 63, 64)), rtol=1e-3)
+
+
 def test_frames_are_copies_and_actions_lead_to_their_frame(simulator):
   fields = _run(image=32)
   assert fields['image'].shape == (30, 32, 32, 3)

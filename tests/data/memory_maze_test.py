@@ -47,6 +47,14 @@ def test_reads_an_episode_as_it_is(tiny):
   np.testing.assert_array_equal(tiny.actions[1:].sum(axis=1), 1)
 
 
+def test_depth_is_read_where_a_file_has_it(tmp_path, tiny):
+  assert tiny.depth is None and memory_maze.subsample(tiny).depth is None
+  depth = np.random.default_rng(0).uniform(0.1, 9.0, (40, 64, 64)).astype(np.float16)
+  depth[:, :10] = np.inf
+  kept = memory_maze.subsample(memory_maze.load(_write(tmp_path / 'e.npz', depth=depth)), 2)
+  np.testing.assert_array_equal(kept.depth, depth[::2, 2:62, 2:62].astype(np.float32))
+
+
 def test_fields_that_are_not_read_may_be_missing_or_more(tmp_path):
   path = _write(tmp_path / 'a.npz', reward=None, target_vec=None, terminal=np.zeros(40, bool))
   assert memory_maze.load(path).length == 40
@@ -74,6 +82,9 @@ def test_fields_that_are_not_read_may_be_missing_or_more(tmp_path):
     (_changed('targets_pos', 2, np.nan), "'targets_pos' holds NaN or infinity in 6 places"),
     (_changed('targets_pos', 2, 1.5), "'targets_pos' changes at frame 2; expected one maze"),
     (_changed('maze_layout', (9, 0, 0), 7), "'maze_layout' changes at frame 9; expected one maze"),
+    ({'depth': np.ones((40, 64, 64), np.float32)}, "'depth' is float32; expected float16"),
+    ({'depth': np.ones((40, 60, 60), np.float16)}, "'depth' has 60 H, 'image' has 64"),
+    ({'depth': np.zeros((40, 64, 64), np.float16)}, "'depth' holds NaN or numbers that are not"),
     ({'maze_layout': np.ones((40, 9, 8), np.uint8)}, "'maze_layout' has 8 N, 'maze_layout' has 9"),
 ])
 def test_bad_fields_are_named(tmp_path, changes, message):

@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -137,6 +138,22 @@ def test_a_warped_copy_shows_what_was_seen_and_otherwise_something_else():
   same, behind = maze.warped_copy(made, points, other)[0]
   assert (same == frames[0]).all(axis=-1).mean() > 0.9
   np.testing.assert_array_equal(behind, other[0, 0])
+
+
+def test_true_depth_is_given_to_the_arm_that_asks_for_it_alone(task):
+  depth = np.ones((2, 12, 4, 4), np.float32)
+  known = dataclasses.replace(task, encoded=dataclasses.replace(task.encoded, depth=depth))
+  assert known.part(0, 8).depth is None and known.future(0).depth is None
+  assert known.part(2, 8, depth='true').depth.shape == (2, 6, 4, 4)
+  standard = maze_arms.standard_arms(('spatial',))
+  memories = {'spatial': types.SimpleNamespace(points=object())}
+  made = maze_arms.further_arms(standard, memories, odometry=True, depth=True)
+  assert made['spatial_depth'] == arms.Arm(memories=('spatial',), depth='true')
+  assert maze_arms.otherwise(made) == {
+      ('odometry', 'network'): {'spatial'}, ('true', 'true'): {'spatial'}}
+  nowhere = maze_arms.further_arms(
+      standard, {'spatial': types.SimpleNamespace(points=None)}, odometry=False, depth=True)
+  assert 'spatial_depth' not in nowhere
 
 
 def test_arms_are_all_subsets():

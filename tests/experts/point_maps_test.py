@@ -111,6 +111,20 @@ def test_the_memory_holds_pictures_or_makes_them_of_latents(points, params):
     assert (both.pictures[0] == picture).all(axis=(1, 2, 3)).sum() == 1
 
 
+def test_depth_that_comes_with_the_frames_is_taken_as_it_is(points, params):
+  memory = key_frames.Posed(params=params, points=points, model=MODEL, capacity=4)
+  seen = observation(2, 3, points)
+  depth = np.random.default_rng(1).uniform(0.3, 20.0, (2, 3, 14, 14)).astype(np.float32)
+  depth[:, :, 0] = np.inf
+  state = _write(memory, memory.init(2), dataclasses.replace(seen, depth=depth))
+  assert not state.inverse_depth[:, :3, 0].any()
+  np.testing.assert_allclose(
+      point_maps.from_bytes(state.inverse_depth[:, :3]), 1 / depth, atol=0.02)
+  again = _write(memory, memory.init(2), dataclasses.replace(
+      seen, depth=1 / point_maps.from_bytes(state.inverse_depth[:, :3])))
+  np.testing.assert_array_equal(again.inverse_depth, state.inverse_depth)
+
+
 def test_a_model_that_warps_starts_as_the_one_it_is_forked_from(points, monkeypatch):
   """New inputs start at zero: until they are trained, views say nothing."""
   old = tiny.random_tree(jax.eval_shape(

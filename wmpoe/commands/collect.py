@@ -20,7 +20,8 @@ from wmpoe.commands import common
 from wmpoe.data import cards
 from wmpoe.data import maze_collection
 
-_ONLY = {'cards': ('kind',), 'memory_maze': ('size', 'length', 'policy', 'seed', 'processes')}
+_ONLY = {'cards': ('kind',), 'memory_maze': (
+    'size', 'length', 'policy', 'seed', 'processes', 'depth')}
 
 
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
@@ -38,6 +39,7 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
          f'Maze: one of {", ".join(maze_collection.POLICIES)} (mixed: both in turn, the default).')
   define('integer', 'seed', None, 'Maze: another seed gives other episodes (0 if not given).')
   define('integer', 'processes', None, 'Maze: how many simulators run at a time (1 if not given).')
+  define('boolean', 'depth', None, 'Maze: also render how far every pixel is.')
   define('boolean', 'strict', False, 'Maze: stop at an episode that cannot be made.')
 
 
@@ -79,7 +81,8 @@ def _collect_maze(flags: absl_flags.FlagValues, env: dict[str, Any]) -> None:
   asked = {n: flags[n].value for n in ('size', 'length') if flags[n].value is not None}
   world = zoo.environment({**env, **asked})
   settings = maze_collection.Settings(
-      env=world, policy=flags.policy or 'mixed', split=flags.split, seed=flags.seed or 0)
+      env=world, policy=flags.policy or 'mixed', split=flags.split, seed=flags.seed or 0,
+      depth=bool(flags.depth))
   processes = 1 if flags.processes is None else flags.processes
   if processes < 1:
     raise ValueError(f'--processes={processes}: expected at least 1.')

@@ -25,6 +25,7 @@ from wmpoe.data import memory_maze
 from wmpoe.data import pipeline
 from wmpoe.data import spaces
 from wmpoe.evaluation import lpips
+from wmpoe.experts import point_maps
 from wmpoe.networks import autoencoder
 from wmpoe.training import tasks
 
@@ -170,12 +171,16 @@ def with_inverse_depth(
 
 
 def with_point_maps(description: Mapping[str, Any], folder: str) -> list[episode.Episode]:
-  """The episodes of a latent cache that know their pictures, and how far every pixel is."""
+  """The episodes of a latent cache that know their pictures, and how far every pixel is.
+
+  Where the cache does not say it, the depth network does.
+  """
   points: Any = zoo.point_maps(description)
   measure = jax.jit(points.measure)
+  far = lambda item: in_pieces(measure, item.frames) if item.depth is None else np.asarray(
+      point_maps.to_bytes(1.0 / item.depth))
   return [
-      dataclasses.replace(
-          item, more={**item.more, 'inverse_depth': in_pieces(measure, item.frames)})
+      dataclasses.replace(item, more={**item.more, 'inverse_depth': far(item)})
       for item in latents.read(folder, encoder=description['encoder_sha256'], pictures=True)]
 
 

@@ -2,8 +2,8 @@
 
 Shapes: B episodes, T frames, H W pixels, A action and P pose dimensions.
 
-An episode file is an npz archive without pickle: `frames`, `actions`, `poses` and `meta`, the last
-one UTF-8 JSON `{"format": "wmpoe.episode", "version": 1, "meta": {...}}` as bytes.
+An episode file is an npz archive without pickle: `frames`, `actions`, `poses`, `depth` if it is
+known, and `meta`, UTF-8 JSON `{"format": "wmpoe.episode", "version": 1, "meta": {...}}` as bytes.
 """
 
 from collections.abc import Sequence
@@ -34,12 +34,15 @@ class Observation:
     actions: float32 [B T A]; action t is the one that LED to frame t.
     poses: float32 [B T P]; the pose AT frame t.
     pictures: the pixels, uint8 [B T H W 3], where frames are latents and both are at hand.
+    depth: how far every pixel is along the optical axis, float32 [B T H W] in the units of the
+      poses, infinite for the sky; None where it is not known.
   """
 
   frames: Any
   actions: Any
   poses: Any
   pictures: Any = None
+  depth: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +54,7 @@ class Episode:
     actions: float32 [T A]; action t is the one that LED to frame t.
     poses: float32 [T P]; the pose AT frame t.
     meta: anything JSON can hold: where the episode comes from.
+    depth: how far every pixel is, float32 [T H W], see `Observation`; None if it is not known.
     more: further arrays [T ...] of its frames by name, in memory only.
   """
 
@@ -58,6 +62,7 @@ class Episode:
   actions: np.ndarray
   poses: np.ndarray
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+  depth: np.ndarray | None = None
   more: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
@@ -80,6 +85,8 @@ class Episode:
       raise ValueError(f'{path}: meta is not JSON ({error}); use plain values.') from error
     meta = np.frombuffer(header.encode(), np.uint8)
     arrays = {name: getattr(self, name) for name in _FIELDS}
+    if self.depth is not None:
+      arrays['depth'] = self.depth
     whole_file.write(
         path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays, meta=meta))
 
@@ -98,7 +105,7 @@ class Episode:
     """
     fields: dict[str, Any] = {**npz.read(
         path, (*_FIELDS, 'meta'), what='an episode file written by Episode.save',
-        remedy='write it again', exact=True)}
+        remedy='write it again', exact=True, optional=('depth',))}
     episode = Episode(**{**fields, 'meta': _parse(fields['meta'], path)})
     validate(episode, where=f'{path}: ', **expected)
     return episode
@@ -121,7 +128,7 @@ def _parse(raw: np.ndarray, path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def stack(episodes: Sequence[Episode], *, start: int = 0, stop: int | None = None) -> Observation:
-  """Frames [start, stop) of B episodes as one batch.
+  """Frames [start, stop) of B episodes as one batch, with depth if it is known of all of them.
 
   Raises:
     ValueError: no episodes, or episodes whose shapes differ.
@@ -129,7 +136,8 @@ def stack(episodes: Sequence[Episode], *, start: int = 0, stop: int | None = Non
   if not episodes:
     raise ValueError('stack got no episodes; expected at least one.')
   fields = {}
-  for name in _FIELDS:
+  known = all(episode.depth is not None for episode in episodes)
+  for name in (*_FIELDS, *['depth'] * known):
     arrays = [getattr(episode, name)[start:stop] for episode in episodes]
     shapes = sorted({array.shape for array in arrays})
     if len(shapes) > 1:
@@ -163,8 +171,9 @@ def validate(
     where: put before every message, such as a file name.
 
   Raises:
-    ValueError: frames that are not uint8, conditions that are not float32 or not finite, a wrong
-      rank, lengths that disagree, a dimension that does not fit, or too few frames.
+    ValueError: frames that are not uint8, conditions that are not float32 or not finite, depth
+      that is not positive float32, a wrong rank, lengths that disagree, a dimension that does not
+      fit, or too few frames.
   """
   batched = isinstance(item, Observation)
   for name, letters in (('frames', 'T H W 3'), ('actions', 'T A'), ('poses', 'T P')):
@@ -183,6 +192,8 @@ def validate(
   _check_frames(item.frames, where)
   for name in ('actions', 'poses'):
     _check_condition(name, getattr(item, name), where, axis=int(batched))
+  if item.depth is not None:
+    _check_depth(item.depth, item.frames, where)
   lead = 2 if batched else 1
   leads = {name: tuple(getattr(item, name).shape[:lead]) for name in _FIELDS}
   if len(set(leads.values())) > 1:
@@ -261,3 +272,18 @@ def _check_condition(name: str, array: Any, where: str, *, axis: int) -> None:
           f'{where}{name} hold NaN or infinity in {len(bad)} places, first at index '
           f'{tuple(bad[0].tolist())}, in frame {bad[0, axis]}; expected finite numbers.'
       )
+
+
+def _check_depth(depth: Any, frames: Any, where: str) -> None:
+  shape, dtype = (getattr(depth, name, None) for name in ('shape', 'dtype'))
+  if shape != frames.shape[:-1] or dtype != np.float32:
+    raise ValueError(
+        f'{where}depth is {dtype or type(depth).__name__} {shape or ""}; expected float32 '
+        f'{tuple(frames.shape[:-1])}, a number for every pixel of the frames: resize it, or leave '
+        'it out.')
+  if _known(depth):
+    wrong = int((~(np.asarray(depth) > 0.0)).sum())
+    if wrong:
+      raise ValueError(
+          f'{where}depth holds NaN or numbers that are not positive in {wrong} pixels; expected '
+          'distances in the units of the poses, and infinity where nothing is.')

@@ -1,9 +1,9 @@
 """The latent cache: episodes encoded once, kept with the hash of what encoded them.
 
 A cache is a folder with one `NAME.npz` an episode (`latents` float16 [T h w C], `actions`, `poses`,
-the `pictures` they are of, uint8 [T H W 3], no pickle) and `latents.json`, which is written last:
-format, the encoder's sha256, the episodes and how well they are reconstructed. A cache of another
-encoder is refused, never mixed in.
+the `pictures` they are of, uint8 [T H W 3], their `depth` if it is known; no pickle) and
+`latents.json`, which is written last: format, the encoder's sha256, the episodes and how well they
+are reconstructed. A cache of another encoder is refused, never mixed in.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,6 +52,8 @@ def write(
     arrays: dict[str, Any] = {
         'latents': np.asarray(latents, np.float16), 'actions': item.actions, 'poses': item.poses,
         'pictures': item.frames}
+    if item.depth is not None:
+      arrays['depth'] = item.depth
     save = functools.partial(np.savez_compressed, allow_pickle=False, **arrays)
     whole_file.write(folder / f'{name}.npz', save)
     metas[name] = item.meta
@@ -100,7 +102,7 @@ def read(
   Args:
     folder: The cache.
     encoder: If given, the sha256 of the encoder it must come from.
-    pictures: Whether to read the pictures, too, as `more['pictures']`.
+    pictures: Whether to read the pictures, too, as `more['pictures']`, and their depth.
 
   Raises:
     FileNotFoundError: if there is no complete cache, or a file of it is gone.
@@ -118,18 +120,22 @@ def _read_one(path: pathlib.Path, meta: dict[str, Any], pictures: bool) -> episo
         f'{path} is named in {INDEX} but is not there; encode the episodes again.')
   fields = npz.read(
       path, (*_FIELDS, *['pictures'] * pictures), what='a latent cache',
-      remedy='encode the episodes again')
+      remedy='encode the episodes again', optional=['depth'] * pictures)
+  depth = fields.pop('depth', None)
   latents, actions, poses = (fields.pop(name) for name in _FIELDS)
   if (latents.ndim, actions.ndim, poses.ndim) != (4, 2, 2) or not (
       len(latents) == len(actions) == len(poses)):
     raise ValueError(
         f'{path} holds latents {latents.shape}, actions {actions.shape} and poses {poses.shape}; '
         'expected [T h w C], [T A], [T P] of one length. Encode the episodes again.')
-  if any(len(x) != len(latents) for x in fields.values()):
+  if any(len(x) != len(latents) for x in fields.values()) or (
+      depth is not None and depth.shape != fields['pictures'].shape[:-1]):
     raise ValueError(
-        f'{path} holds {len(latents)} latents and {len(fields["pictures"])} pictures; expected as '
-        'many. Encode the episodes again.')
-  return episode.Episode(frames=latents, actions=actions, poses=poses, meta=meta, more=fields)
+        f'{path} holds {len(latents)} latents, {len(fields["pictures"])} pictures and depth of '
+        f'{0 if depth is None else len(depth)}; expected as many, of one size. Encode the '
+        'episodes again.')
+  return episode.Episode(
+      frames=latents, actions=actions, poses=poses, meta=meta, depth=depth, more=fields)
 
 
 def channel_statistics(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

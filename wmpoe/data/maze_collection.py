@@ -42,6 +42,7 @@ class Settings:
     policy: 'waypoints', 'revisit', or 'mixed': both in turn.
     split: 'train', 'validation' or 'test'; they never share a maze's seed.
     seed: Another seed gives other episodes of the same split.
+    depth: Whether episodes say how far every pixel is.
 
   Raises:
     ValueError: for an unknown policy or split, or a world that the simulator cannot run.
@@ -51,6 +52,7 @@ class Settings:
   policy: str = 'mixed'
   split: str = 'train'
   seed: int = 0
+  depth: bool = False
 
   def __post_init__(self):
     if self.policy not in POLICIES:
@@ -66,7 +68,8 @@ class Settings:
   def describe(self) -> dict[str, Any]:
     """What has to be the same to go on with a folder; frame skip and border come in later."""
     env = {name: getattr(self.env, name) for name in ('size', 'image', 'length')}
-    return {**env, 'policy': self.policy, 'split': self.split, 'seed': self.seed}
+    out = {**env, 'policy': self.policy, 'split': self.split, 'seed': self.seed}
+    return out | ({'depth': True} if self.depth else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +180,7 @@ def _make(job: _Job) -> str | None:
   try:
     fields = maze_simulator.run(
         seed, maze_explorer.policy(settings.policy_of(job.index)), size=env.size,
-        length=env.length, image=env.image)
+        length=env.length, image=env.image, depth=settings.depth)
     memory_maze.from_fields(fields, source=job.path)
   except (ImportError, OSError):
     raise

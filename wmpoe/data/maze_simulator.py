@@ -31,6 +31,7 @@ _INSTALL = (
     "pip install -e '.[maze]'). It also needs the system's libraries libegl1 libgl1 "
     'libegl-mesa0 (Debian and Ubuntu: apt-get install libegl1 libgl1 libegl-mesa0) and the '
     'environment variable MUJOCO_GL=egl. Reading episodes that exist needs none of it.')
+_CAMERA, _CELL = 'walker/egocentric', 2.0  # the simulator's camera, and the metres of a cell
 _SEEDS_PER_RUN = 20_000_000  # a multiple of 20, which is what tells splits apart
 _SALT = 2210_13383
 
@@ -72,7 +73,8 @@ def require() -> Any:
 
 
 def run(
-    seed: int, policy: maze_explorer.Policy, *, size: int = 9, length: int = 600, image: int = 64
+    seed: int, policy: maze_explorer.Policy, *, size: int = 9, length: int = 600, image: int = 64,
+    depth: bool = False,
 ) -> dict[str, np.ndarray]:
   """One episode in the fields of the public dataset.
 
@@ -82,11 +84,13 @@ def run(
     size: Side of the maze in cells.
     length: T, simulator steps.
     image: Side of the frames in pixels, border included.
+    depth: Whether to render depth, too.
 
   Returns:
     image uint8 [T H W 3], action uint8 [T 6] (row 0 zero), reward float32 [T], agent_pos and
     agent_dir float32 [T 2], maze_layout uint8 [T N N], targets_pos and targets_vec
-    float32 [T M 2], target_color float32 [T 3], target_pos and target_vec float32 [T 2].
+    float32 [T M 2], target_color float32 [T 3], target_pos and target_vec float32 [T 2]; and depth,
+    float16 [T H W], along the optical axis in cells, infinite for the sky, if asked for.
 
   Raises:
     ImportError: see `require`.
@@ -94,7 +98,7 @@ def run(
     RuntimeError: if the episode ends early.
   """
   check(size=size, length=length, image=image)
-  simulator = Simulator(seed, size=size, image=image)
+  simulator = Simulator(seed, size=size, image=image, depth=depth)
   rng = np.random.default_rng((_SALT, seed))
   try:
     steps = [simulator.start()]
@@ -112,17 +116,18 @@ def run(
 class Simulator:
   """A running episode, a step at a time, in the fields of the public dataset without their T."""
 
-  def __init__(self, seed: int, *, size: int = 9, image: int = 64):
-    """Makes a simulator of its own.
+  def __init__(self, seed: int, *, size: int = 9, image: int = 64, depth: bool = False):
+    """Makes a simulator of its own; see `run` for the arguments.
 
     Raises:
       ImportError: see `require`.
     """
     self._env, self._over = _make(seed, size=size, image=image), False
+    self._depth = image if depth else 0
 
   def start(self) -> dict[str, np.ndarray]:
     """The first frame's fields; action and reward are zero."""
-    return _fields(self._env.reset().observation, None, 0.0)
+    return self._fields(self._env.reset().observation, None, 0.0)
 
   def step(self, action: int) -> dict[str, np.ndarray] | None:
     """The next frame's fields after an action (index of `memory_maze.ACTIONS`); None at the end."""
@@ -130,11 +135,20 @@ class Simulator:
       return None
     step = self._env.step(action)
     self._over = step.last()
-    return _fields(step.observation, action, float(step.reward or 0.0))
+    return self._fields(step.observation, action, float(step.reward or 0.0))
 
   def close(self) -> None:
     """Ends it."""
     self._env.close()
+
+  def _fields(self, observation: Any, action: int | None, reward: float) -> dict[str, np.ndarray]:
+    out = _fields(observation, action, reward)
+    if self._depth:
+      physics = self._env.physics
+      metres = physics.render(self._depth, self._depth, camera_id=_CAMERA, depth=True)
+      sky = metres > 0.99 * physics.model.vis.map.zfar * physics.model.stat.extent
+      out['depth'] = np.where(sky, np.inf, metres / _CELL).astype(np.float16)
+    return out
 
 
 def _make(seed: int, *, size: int, image: int) -> Any:

@@ -32,6 +32,7 @@ FIELDS = {
     'maze_layout': ('uint8', 'T N N'),
     'targets_pos': ('float32', 'T M 2'),
 }
+DEPTH = ('float16', 'T H W')  # of the field 'depth', which the public files lack
 # The camera: of all values tried, these explain best where floor, walls and sky are in the files.
 FIELD_OF_VIEW = np.deg2rad(80.0)  # of the whole frame with its border, in width as in height
 CAMERA_PITCH = np.arctan(0.1)  # down
@@ -49,6 +50,8 @@ class MazeEpisode:
     layout: uint8 [N N], 1 where free; row y, column x.
     targets_pos: float32 [M 2]: x, y of the objects, which stay where they are.
     source: Name of the file.
+    depth: How far every pixel is along the optical axis, float32 [T H W] in cells, infinite for the
+      sky; None if the file does not say. Not of the border.
   """
 
   frames: np.ndarray
@@ -57,6 +60,7 @@ class MazeEpisode:
   layout: np.ndarray
   targets_pos: np.ndarray
   source: str = ''
+  depth: np.ndarray | None = None
 
   @property
   def length(self) -> int:
@@ -78,7 +82,8 @@ def load(path: str | os.PathLike[str]) -> MazeEpisode:
       names the file and the field.
   """
   fields = npz.read(
-      path, tuple(FIELDS), what='a Memory Maze episode', remedy='download or collect it again')
+      path, tuple(FIELDS), what='a Memory Maze episode', remedy='download or collect it again',
+      optional=('depth',))
   return from_fields(fields, source=path)
 
 
@@ -86,7 +91,8 @@ def from_fields(fields: dict[str, np.ndarray], *, source: str | os.PathLike[str]
   """Checks the arrays of one episode, named as in `FIELDS`; see `load` for what it raises."""
   where = f'{source}: '
   sizes: dict[str, tuple[int, str]] = {}
-  for name, (dtype, letters) in FIELDS.items():
+  expected = FIELDS | ({'depth': DEPTH} if 'depth' in fields else {})
+  for name, (dtype, letters) in expected.items():
     _check_array(name, fields[name], dtype, letters, sizes, where)
   if not len(fields['image']):
     raise ValueError(f"{where}field 'image' has no frames; expected at least one.")
@@ -101,10 +107,16 @@ def from_fields(fields: dict[str, np.ndarray], *, source: str | os.PathLike[str]
   layout = fields['maze_layout'][0]
   _check_poses(fields['agent_pos'], fields['agent_dir'], layout, where)
   heading = np.arctan2(fields['agent_dir'][:, 1], fields['agent_dir'][:, 0])
+  depth = fields['depth'].astype(np.float32) if 'depth' in fields else None
+  if depth is not None and not (depth > 0).all():
+    raise ValueError(
+        f"{where}field 'depth' holds NaN or numbers that are not positive; expected distances in "
+        'cells, and infinity for the sky.')
   return MazeEpisode(
       frames=fields['image'], actions=fields['action'].astype(np.float32),
       poses=np.concatenate([fields['agent_pos'], heading[:, None]], axis=1),
-      layout=layout, targets_pos=fields['targets_pos'][0], source=pathlib.Path(source).name)
+      layout=layout, targets_pos=fields['targets_pos'][0], source=pathlib.Path(source).name,
+      depth=depth)
 
 
 def _check_array(
@@ -186,7 +198,8 @@ def subsample(
     border: Pixels to crop on every side.
 
   Returns:
-    frames [ceil(T / skip) H-2border W-2border 3], actions [... 6 skip], poses [... 3]; meta has
+    frames [ceil(T / skip) H-2border W-2border 3], actions [... 6 skip], poses [... 3] and
+    depth if it is known; meta has
     'environment', 'name', 'source', 'layout' and 'targets' as nested lists, 'skip' and 'border'.
 
   Raises:
@@ -202,11 +215,13 @@ def subsample(
   kept = np.arange(0, maze_episode.length, skip)
   actions = np.concatenate(
       [np.zeros((skip - 1, maze_episode.actions.shape[1]), np.float32), maze_episode.actions])
-  height, width = frames.shape[1:3]
+  inner = tuple(slice(border, size - border) for size in frames.shape[1:3])
+  cropped = lambda x: np.ascontiguousarray(x[(kept, *inner)])
   return episode.Episode(
-      frames=np.ascontiguousarray(frames[kept, border:height - border, border:width - border]),
+      frames=cropped(frames),
       actions=np.concatenate([actions[kept + i] for i in range(skip)], axis=1),
       poses=maze_episode.poses[kept],
+      depth=None if maze_episode.depth is None else cropped(maze_episode.depth),
       meta={
           'environment': 'memory_maze',
           'name': pathlib.Path(maze_episode.source).stem,

@@ -10,7 +10,7 @@ MOST_BYTES = 16 << 30  # of one archive when unpacked: more is no episode but a 
 
 def read(
     path: str | os.PathLike[str], fields: Sequence[str], *, what: str, remedy: str,
-    exact: bool = False,
+    exact: bool = False, optional: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
   """The named arrays of an archive.
 
@@ -20,6 +20,7 @@ def read(
     what: What the file should be, for messages: 'an episode'.
     remedy: What to do about a bad one, for messages: 'write it again'.
     exact: Whether fields that are not named are an error.
+    optional: Names of arrays to read where they are there.
 
   Raises:
     OSError: no such file, or one that cannot be opened.
@@ -38,7 +39,7 @@ def read(
   with archive:
     found = archive.files
     missing = [name for name in fields if name not in found]
-    unknown = sorted(set(found) - set(fields)) if exact else []
+    unknown = sorted(set(found) - {*fields, *optional}) if exact else []
     if missing or unknown:
       raise ValueError(
           f'{path}: not {what}, '
@@ -51,7 +52,8 @@ def read(
       raise ValueError(
           f'{path}: {size:,} bytes when unpacked; at most {MOST_BYTES:,} are read: cut it into '
           'several episodes.')
-    return {name: _field(archive, name, path, remedy) for name in fields}
+    chosen = [*fields, *(name for name in optional if name in found)]
+    return {name: _field(archive, name, path, remedy) for name in chosen}
 
 
 def _field(

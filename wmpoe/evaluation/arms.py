@@ -38,6 +38,7 @@ class Arm:
     new_order: In Memory Cards: imagine the second reveal in an order never walked.
     at_once: In Memory Maze: episodes imagined at a time, where that takes much memory; 0 for all.
     poses: In Memory Maze: 'true', or those of the 'odometry', of past and future alike.
+    depth: In Memory Maze: of the 'network', or the 'true' one, where episodes say it.
     with_base: Whether the base takes part. One memory without it under the rule naive_product is
       that memory's own denoiser as the only model.
     rule: Another composition rule than the model's, by name.
@@ -49,6 +50,7 @@ class Arm:
   memory_of: str = 'own'
   new_order: bool = False
   poses: str = 'true'
+  depth: str = 'network'
   with_base: bool = True
   rule: str | None = None
   weights: Mapping[str, float] | None = None

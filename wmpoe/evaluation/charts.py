@@ -19,6 +19,7 @@ _ARMS = {
   'other_episode': 'Another episode’s memory',
   'shuffled_history': 'Shuffled history',
   'spatial_odometry': 'Spatial, poses from odometry',
+  'spatial_depth': 'Spatial, true depth',
   'spatial_absolute': 'Absolute poses and LoRA',
   'sliding': 'Short-term network alone',
   'naive_product': 'All, naive product',

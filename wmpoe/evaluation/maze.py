@@ -79,9 +79,13 @@ class Problem:
     return np.concatenate(
         [self.pixels.poses[:, s:s + self.length] for s in self.starts], axis=1)
 
-  def part(self, start: int, stop: int, *, poses: str = 'true') -> episode.Observation:
-    """Encoded frames [start, stop) of all episodes; poses are 'true' or those of the 'odometry'."""
-    seen = self.encoded
+  def part(self, start: int, stop: int, *, poses: str = 'true', depth: str = 'network'
+           ) -> episode.Observation:
+    """Encoded frames [start, stop) of all episodes.
+
+    Poses are 'true' or those of the 'odometry'; depth comes along where it is to be the 'true' one.
+    """
+    seen = self.encoded if depth == 'true' else dataclasses.replace(self.encoded, depth=None)
     if poses == 'odometry':
       seen = dataclasses.replace(seen, poses=self.odometry)
     return jax.tree.map(lambda x: x[:, start:stop], seen)

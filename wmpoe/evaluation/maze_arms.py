@@ -69,11 +69,13 @@ def standard_arms(
 
 
 def further_arms(standard: Mapping[str, arms_lib.Arm], memories: Mapping[str, Any], *,
-                 odometry: bool) -> dict[str, arms_lib.Arm]:
-  """The spatial memory without true poses, a short-term network alone, the naive product."""
+                 odometry: bool, depth: bool = False) -> dict[str, arms_lib.Arm]:
+  """Spatial memory without true poses, or with true depth; short-term alone; naive product."""
   arms = {}
   if odometry and 'spatial' in memories:
     arms['spatial_odometry'] = dataclasses.replace(standard['spatial'], poses='odometry')
+  if depth and getattr(memories.get('spatial'), 'points', None) is not None:
+    arms['spatial_depth'] = dataclasses.replace(standard['spatial'], depth='true')
   if isinstance(memories.get('short_term'), short_term.ShortTerm):
     arms['sliding'] = arms_lib.Arm(
         memories=('short_term',), with_base=False, rule='naive_product')
@@ -197,9 +199,12 @@ def parts(task: maze.Problem, seeds: Sequence[int], label: str = '') -> list[str
   return [f'{label}seed {seed}, from frame {start}' for seed in seeds for start in task.starts]
 
 
-# What `_written` gives: states of own, shuffled and badly located histories, and ms per episode.
+# What `_written` gives: states of the own history, by what is known of it, of the shuffled one, and
+# ms per episode.
+_Known = tuple[str, str]  # poses, depth
 _Written = tuple[
-    world_model.WorldState, world_model.WorldState, world_model.WorldState, dict[str, float]]
+    Mapping[_Known, world_model.WorldState], world_model.WorldState, dict[str, float]]
+_USUAL: _Known = ('true', 'network')
 
 
 def _written(
@@ -210,13 +215,14 @@ def _written(
   own, mixed, cost = arms_lib.write_own_and_shuffled(
       model, jax.tree.map(jnp.asarray, task.part(0, task.history)), arms=list(arms.values()),
       seed=seed, say=say)
-  lost, estimated = own, _estimated(arms)
-  if estimated:
-    lost, _ = arms_lib.write(
-        model.compose('base', *estimated),
-        jax.tree.map(jnp.asarray, task.part(0, task.history, poses='odometry')),
-        jax.random.fold_in(jax.random.key(seed), 0), arms_lib.prefixed(say, 'estimated poses, '))
-  return own, mixed, lost, cost
+  states = {_USUAL: own}
+  for known, memories in otherwise(arms).items():
+    states[known], _ = arms_lib.write(
+        model.compose('base', *memories),
+        jax.tree.map(jnp.asarray, task.part(0, task.history, poses=known[0], depth=known[1])),
+        jax.random.fold_in(jax.random.key(seed), 0),
+        arms_lib.prefixed(say, 'estimated poses, ' if known[0] == 'odometry' else 'true depth, '))
+  return states, mixed, cost
 
 
 def _from_place(
@@ -225,17 +231,17 @@ def _from_place(
     say: arms_lib.Progress, *, first: bool, copied: Mapping[str, np.ndarray],
 ) -> kept_lib.Found:
   """All arms from one place: scores and what they cost; of the first seed frames and copies."""
-  own, mixed, lost, wrote = written()
+  states, mixed, wrote = written()
   shown, cost = [], []
   for done, (name, arm) in enumerate(arms.items()):
     frames, read = imagine(
         model, task, arm,
-        arms_lib.memories_of(arm, lost if arm.poses == 'odometry' else own, mixed),
+        arms_lib.memories_of(arm, states[arm.poses, arm.depth], mixed),
         jax.random.fold_in(key, 1), place)
     shown.append(frames)
     cost.append((
         sum(wrote[m] for m in arm.memories) / task.history, read,
-        sum(memory_bytes(own.memories[m]) for m in arm.memories)))
+        sum(memory_bytes(states[_USUAL].memories[m]) for m in arm.memories)))
     say(f'imagining {name}', (done + 1) / len(arms))
   there = slice(place * task.length, (place + 1) * task.length)
   if first:
@@ -260,13 +266,17 @@ def stages(
 ) -> int:
   """How many different things `run` reports to be doing for so many parts of each seed."""
   shuffled = arms_lib.shuffled_memories(list(arms.values()))
-  writing = len(model.memories) + len(shuffled) + len(_estimated(arms))
+  writing = len(model.memories) + len(shuffled) + sum(map(len, otherwise(arms).values()))
   return sum(writing + count * (len(arms) + 1) for count in parts_of_seeds if count)
 
 
-def _estimated(arms: Mapping[str, arms_lib.Arm]) -> set[str]:
-  """The memories that have to be written with estimated poses, too."""
-  return {m for arm in arms.values() if arm.poses == 'odometry' for m in arm.memories}
+def otherwise(arms: Mapping[str, arms_lib.Arm]) -> dict[_Known, set[str]]:
+  """What has to be written with estimated poses or true depth, too: by those, the memories."""
+  out: dict[_Known, set[str]] = {}
+  for arm in arms.values():
+    if (arm.poses, arm.depth) != _USUAL:
+      out.setdefault((arm.poses, arm.depth), set()).update(arm.memories)
+  return out
 
 
 def per_episode(measured: Measured, task: maze.Problem, *, split: bool

@@ -53,7 +53,9 @@ def _arms_and_controls(
     task = maze.with_odometry(task, *study.odometry)
     curves = _drift(task)
   arms = study.arms()
-  arms |= maze_arms.further_arms(arms, study.model.memories, odometry=study.odometry is not None)
+  arms |= maze_arms.further_arms(
+      arms, study.model.memories, odometry=study.odometry is not None,
+      depth=task.encoded.depth is not None)
   arms |= maze_arms.baseline_arms(study.baselines)
   body, measured = with_controls(study, task, arms, split=split)
   frames = {name: found.frames for name, found in measured.items()}

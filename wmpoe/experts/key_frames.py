@@ -238,7 +238,8 @@ class Posed:
       pictures = self.points.latents.decode(frames)
     return dataclasses.replace(
         state, pictures=put(state.pictures, slots, pictures),
-        inverse_depth=put(state.inverse_depth, slots, self.points.measure(frames)))
+        inverse_depth=put(
+            state.inverse_depth, slots, self.points.measure(frames, observation.depth)))
 
   def merge(self, first: KeyFrames, second: KeyFrames, how: str) -> KeyFrames:
     """The union of both, the second's pictures counted as the newer ones.

@@ -1,9 +1,9 @@
 """Point maps: every remembered pixel placed in the world, and seen again from where one asks.
 
-A depth network says how far what each picture shows is; with its pose that makes a point of every
-pixel (arXiv 2605.18813, section 3). For a view to be imagined they are warped to it
-(`networks.warping`) and encoded into the latents the denoiser works in, beside how much of each was
-seen at all.
+The camera, or where it does not a depth network, says how far what each picture shows is; with its
+pose that makes a point of every pixel (arXiv 2605.18813, section 3). For a view to be imagined they
+are warped to it (`networks.warping`) and encoded into the latents the denoiser works in, beside how
+much of each was seen at all.
 """
 
 from typing import Any
@@ -49,8 +49,15 @@ class PointMaps:
   camera: warping.Camera = struct.field(pytree_node=False, kw_only=True)
   count: int = struct.field(pytree_node=False, default=8, kw_only=True)
 
-  def measure(self, latents: chex.Array) -> jax.Array:
-    """How far every pixel is, in bytes [... H W], of latents [... h w C]."""
+  def measure(self, latents: chex.Array, depth: chex.Array | None = None) -> jax.Array:
+    """How far every pixel is, in bytes [... H W].
+
+    Args:
+      latents: [... h w C], of which the network tells it.
+      depth: Or what is known of it, [... H W] along the optical axis, infinite for the sky.
+    """
+    if depth is not None:
+      return to_bytes(1.0 / depth)
     return to_bytes(self.network.apply({'params': self.params}, latents, method='measure'))
 
   def views(

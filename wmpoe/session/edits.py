@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from wmpoe.data import episode
+from wmpoe.experts import point_maps
 from wmpoe.networks import lora
 from wmpoe.session import identity
 from wmpoe.session import live
@@ -147,9 +148,24 @@ def _history(session: live.Session) -> episode.Observation:
     raise ValueError(
         f'The histories of the {session.batch} episodes have {lengths.tolist()} frames; expected '
         'one length, above 0, for all of them.')
-  cut = lambda x: x[:, :int(lengths[0])]
+  length = int(lengths[0])
+  cut = lambda x: x[:, :length]
   return episode.Observation(
-      frames=cut(history.frames), actions=cut(history.actions), poses=cut(history.poses))
+      frames=cut(history.frames), actions=cut(history.actions), poses=cut(history.poses),
+      **_pixels(session, length))
+
+
+def _pixels(session: live.Session, length: int) -> dict[str, jax.Array]:
+  """The last observed frames as pixels and their depth, if a memory of true frames holds them."""
+  for name, state in session.state.memories.items():
+    if name in session.model.follows or getattr(state, 'pictures', None) is None:
+      continue
+    size, count = state.pictures.shape[1], np.asarray(state.count)
+    if length <= size and (count == session.observed).all():
+      slots = np.arange(count[0] - length, count[0]) % size
+      return {'pictures': state.pictures[:, slots],
+              'depth': 1.0 / point_maps.from_bytes(state.inverse_depth[:, slots])}
+  return {}
 
 
 def _steps(session: live.Session) -> int:

@@ -53,6 +53,20 @@ class Maze:
   def close(self):
     pass
 
+  @property
+  def physics(self):
+    """What renders depth: as many cells as x is, below a row of sky, the far plane."""
+    some = types.SimpleNamespace
+    model = some(vis=some(map=some(zfar=10.0)), stat=some(extent=100.0))
+
+    def render(height, width, *, camera_id, depth):
+      assert camera_id == 'walker/egocentric' and depth
+      out = np.full((height, width), 2.0 * self.position[0], np.float32)
+      out[0] = 10.0 * 100.0
+      return out
+
+    return some(model=model, render=render)
+
 
 def memory_maze_9x9(*, seed, camera_resolution, global_observables):
   assert global_observables
