@@ -31,7 +31,8 @@ _INSTALL = (
     "pip install -e '.[maze]'). It also needs the system's libraries libegl1 libgl1 "
     'libegl-mesa0 (Debian and Ubuntu: apt-get install libegl1 libgl1 libegl-mesa0) and the '
     'environment variable MUJOCO_GL=egl. Reading episodes that exist needs none of it.')
-_CAMERA, _CELL = 'walker/egocentric', 2.0  # the simulator's camera, and the metres of a cell
+# The simulator's camera, the metres of a cell, and the cells beyond which there is but the sky.
+_CAMERA, _CELL, _SKY = 'walker/egocentric', 2.0, 100.0
 _SEEDS_PER_RUN = 20_000_000  # a multiple of 20, which is what tells splits apart
 _SALT = 2210_13383
 
@@ -144,10 +145,9 @@ class Simulator:
   def _fields(self, observation: Any, action: int | None, reward: float) -> dict[str, np.ndarray]:
     out = _fields(observation, action, reward)
     if self._depth:
-      physics = self._env.physics
-      metres = physics.render(self._depth, self._depth, camera_id=_CAMERA, depth=True)
-      sky = metres > 0.99 * physics.model.vis.map.zfar * physics.model.stat.extent
-      out['depth'] = np.where(sky, np.inf, metres / _CELL).astype(np.float16)
+      cells = self._env.physics.render(
+          self._depth, self._depth, camera_id=_CAMERA, depth=True) / _CELL
+      out['depth'] = np.where(cells > _SKY, np.inf, cells).astype(np.float16)
     return out
 
 

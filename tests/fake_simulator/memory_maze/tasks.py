@@ -55,17 +55,15 @@ class Maze:
 
   @property
   def physics(self):
-    """What renders depth: as many cells as x is, below a row of sky, the far plane."""
-    some = types.SimpleNamespace
-    model = some(vis=some(map=some(zfar=10.0)), stat=some(extent=100.0))
+    """What renders depth: as many cells as x is, below a row of sky."""
 
     def render(height, width, *, camera_id, depth):
       assert camera_id == 'walker/egocentric' and depth
       out = np.full((height, width), 2.0 * self.position[0], np.float32)
-      out[0] = 10.0 * 100.0
+      out[0] = 900.0
       return out
 
-    return some(model=model, render=render)
+    return types.SimpleNamespace(render=render)
 
 
 def memory_maze_9x9(*, seed, camera_resolution, global_observables):
