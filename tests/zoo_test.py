@@ -147,8 +147,11 @@ def test_short_term_memory_of_a_joint_network_is_a_ring_that_the_network_itself_
   assert (ring.capacity, ring.baseline) == (33, 'base') and spatial.capacity == 256
   # The very weights of the base: branches of one network run as one call.
   assert ring.params is spatial.params and ring.model == spatial.model
-  assert 'short_term' in world.follows
-  other = zoo.load('memory_maze', compose={'short_term': {}, 'spatial': {'frames': 7}})
+  # Point maps of its own frames; what is imagined is none of them unless one asks for it.
+  assert ring.points is spatial.points is not None and world.follows == ()
+  other = zoo.load('memory_maze', compose={
+      'short_term': {}, 'spatial': {'frames': 7}, 'follows': ['short_term']})
+  assert other.follows == ('short_term',)
   assert tuple(other.memories) == ('long_term', 'spatial')
   assert other.memories['spatial'].capacity == 7
 

@@ -36,13 +36,15 @@ CARDS: dict[str, Any] = {
 # after that (or adapters of the layers beside it) add nothing on validation mazes.
 MEMORY_MAZE: dict[str, Any] = {
     'rule': 'shared_base',
-    'weights': {'short_term': 0.6, 'long_term': 0.1, 'spatial': 1.5},
+    'weights': {'short_term': 0.6, 'long_term': 0.1, 'spatial': 1.75},
     # As above; what spatial memory read is sharp enough to be followed to the end.
     'levels': {name: {'high': -1.0} for name in ('short_term', 'long_term')},
     'sampler': {'name': 'ddim', 'eta': 0.0},
     'num_steps': 10,
     # No network of its own: the spatial expert's, which reads a ring of the last frames.
     'short_term': {'frames': 33},
+    # With 'short_term' here, dreams are remembered: truer to themselves, less true to the world.
+    'follows': (),
     'spatial': {'frames': 256},
     'long_term': {
         'field': 256,

@@ -258,7 +258,8 @@ def build(
       instead of an expert's own), 'short_term', the last 'frames' that a joint network reads where
       no short-term expert is given, 'spatial', the 'frames' it holds, and 'long_term', the base's
       long-term memory (see `long_term`; its 'field' is how many keys of places it writes to, where
-      a base has any), or None for none.
+      a base has any), or None for none; 'follows', the memories that imagined frames are written
+      into, the short-term one if it is not given.
     latents: The latent space the experts work in, if they do.
 
   Raises:
@@ -300,8 +301,7 @@ def build(
     memories['short_term'] = short_term_lib.ShortTerm(
         params=trained, model=model(described), **dimensions(env))
   elif joint and compose.get('short_term'):
-    memories['short_term'] = spatial.replace(
-        capacity=compose['short_term']['frames'], points=None)
+    memories['short_term'] = spatial.replace(capacity=compose['short_term']['frames'])
   if compose['long_term'] is not None:
     memories['long_term'] = long_term(
         compose['long_term'], base, env, spatial if joint else None)
@@ -319,6 +319,7 @@ def build(
       memories={n: m.replace(weight=float(weights.get(n, 1.0))) for n, m in memories.items()},
       rule=composition.rule_by_name(compose['rule']), sampler=recipes.sampler(compose['sampler']),
       num_steps=compose['num_steps'], levels=tuple(sorted(levels.items())),
+      follows=tuple(compose.get('follows', world_model.WorldModel.follows)),
       chunk=description['model']['target'], **dimensions(env))
 
 
@@ -341,7 +342,7 @@ def load(name: str = 'cards', *, compose: Description | None = None) -> world_mo
   Args:
     name: 'cards' or 'memory_maze'.
     compose: Overrides of `compositions.CARDS` or `compositions.MEMORY_MAZE` ('rule', 'weights',
-      'sampler', 'num_steps', 'long_term').
+      'sampler', 'num_steps', 'long_term', 'follows').
 
   Raises:
     ValueError: if no experts of that name are packaged.

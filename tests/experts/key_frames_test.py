@@ -62,6 +62,8 @@ def test_retrieval_by_hand():
   # Costs: 0, 1, (1/2)^2; the fourth looks the other way, the fifth does not exist.
   assert index[0].tolist() == [0, 2, 1] and usable.all()
   np.testing.assert_allclose(relative[0, 1], [0, 0, 1], atol=1e-6)
+  second = jnp.arange(5) == 0
+  assert choose(memory, valid, jnp.zeros((1, 3)), second)[0][0].tolist() == [2, 1, 0]
   few = key_frames.Retrieval(count=2)(memory[3:], valid[3:], jnp.zeros((1, 3)))
   assert not few[2].any()
 

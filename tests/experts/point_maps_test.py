@@ -105,10 +105,29 @@ def test_the_memory_holds_pictures_or_makes_them_of_latents(points, params):
   np.testing.assert_array_equal(
       imagined.pictures[:, :3], jax.jit(points.latents.decode)(seen.frames))
   np.testing.assert_array_equal(imagined.inverse_depth, state.inverse_depth)
+  assert not state.imagined.any() and imagined.imagined[:, :3].all()
   both = jax.jit(lambda a, b: memory.merge(a, b, 'average'))(
       _write(memory, memory.init(2), jax.tree.map(lambda x: x[:, :2], seen)), state)
   for picture in seen.pictures[0]:
     assert (both.pictures[0] == picture).all(axis=(1, 2, 3)).sum() == 1
+
+
+def test_what_was_seen_is_read_before_what_was_imagined(points, params):
+  points = points.replace(params=jax.tree.map(jnp.zeros_like, points.params))  # all equally far
+  memory = key_frames.Posed(params=params, points=points, model=MODEL, capacity=4)
+  seen, asked = observation(2, 1, points), small.query(2, 3, tiny.random_tree(jax.eval_shape(
+      lambda key: small.MODEL.init(key, action_dim=2, pose_dim=3), jax.random.key(0))))
+  dream = dataclasses.replace(observation(2, 1, points, seed=1), poses=seen.poses, pictures=None)
+  both = jax.jit(lambda: memory.write(
+      memory.write(memory.init(2), dream, jax.random.key(0)), seen, jax.random.key(0)))()
+  asked = dataclasses.replace(asked, poses=jnp.repeat(seen.poses, 3, axis=1))
+
+  render = jax.jit(lambda state: points.render(
+      state.pictures, state.inverse_depth, state.poses, state.valid, asked.poses, state.imagined))
+  np.testing.assert_array_equal(render(both), render(_write(memory, memory.init(2), seen)))
+  noisy = jax.random.normal(jax.random.key(3), (2, 3, 4, 4, 2)), jnp.zeros((2, 3))
+  estimate = jax.jit(lambda state: memory.read(state, asked).positive(*noisy))
+  tiny.differ(estimate(both), estimate(both.replace(imagined=jnp.zeros_like(both.imagined))))
 
 
 def test_depth_that_comes_with_the_frames_is_taken_as_it_is(points, params):

@@ -103,7 +103,7 @@ def test_pictures_that_do_not_exist_and_places_never_seen_stay_open():
   assert not seen.any()
 
 
-def test_a_picture_that_does_not_exist_hides_nothing():
+def test_a_picture_that_does_not_exist_or_comes_second_hides_nothing():
   near, far = jnp.full((SIZE, SIZE), 1.0), jnp.full((SIZE, SIZE), 0.25)
   pictures = jnp.stack([jnp.full((SIZE, SIZE, 3), 200), jnp.full((SIZE, SIZE, 3), 50)])
   view, seen = render(
@@ -111,6 +111,22 @@ def test_a_picture_that_does_not_exist_hides_nothing():
       jnp.array([True, False]), jnp.zeros(3))
   assert seen.mean() > 0.9
   np.testing.assert_allclose(view[seen], 200.0)
+  view, seen = render(
+      pictures.astype(jnp.uint8), jnp.stack([far, near]), jnp.zeros((2, 3)), jnp.ones(2, bool),
+      jnp.zeros(3), jnp.array([False, True]))
+  np.testing.assert_allclose(view[seen], 200.0)
+
+
+def test_a_picture_that_comes_second_shows_what_no_other_does():
+  depth, poses = jnp.zeros((2, SIZE, SIZE)), jnp.array([[0.0, 0.0, 0.6], [0.0, 0.0, 0.0]])
+  pictures = jnp.stack([jnp.full((SIZE, SIZE, 3), 200), jnp.full((SIZE, SIZE, 3), 50)])
+  show = lambda second: render(
+      pictures.astype(jnp.uint8), depth, poses, jnp.ones(2, bool), jnp.zeros(3), second)
+  view, seen = show(jnp.array([False, True]))
+  assert seen.mean() > 0.97
+  assert 0.3 < (view > 199.0).mean() < 0.8 and set(np.unique(np.round(view[seen]))) == {50, 200}
+  view, seen = show(jnp.zeros(2, bool))
+  np.testing.assert_allclose(view[seen], 50.0)
 
 
 def test_pictures_are_chosen_for_what_they_add():

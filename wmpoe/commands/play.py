@@ -95,7 +95,8 @@ def _session(name: str, flags: absl_flags.FlagValues) -> session_lib.Session:
     if session.batch != 1:
       raise ValueError(f"'{flags.memory}' holds {session.batch} episodes; expected one.")
     return session
-  session = session_lib.Session.open(name)
+  # Who turns around in a dream and back again is to see what he saw.
+  session = session_lib.Session.open(name, compose={'follows': ['short_term']})
   if flags.experts is None:
     return session
   if 'base' not in flags.experts:

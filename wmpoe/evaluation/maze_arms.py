@@ -115,7 +115,7 @@ def imagine(
     back = start < task.history
     seen = before if back else jax.tree.map(
         jnp.asarray, task.part(task.history, start, poses=arm.poses))
-    for name in set(model.follows) & set(now):
+    for name in {'short_term', *model.follows} & set(now):
       memory = model.memories[name]
       now[name] = _write(memory, memory.init(batch) if back else now[name], seen, key)
   state = world_model.WorldState(

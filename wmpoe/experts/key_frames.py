@@ -37,6 +37,7 @@ class KeyFrames:
     count: [B] int32, frames ever written.
     pictures: The same as pixels, uint8 [B S H W 3], where there are point maps.
     inverse_depth: How far every pixel is, in bytes [B S H W] (`point_maps`), or None.
+    imagined: Which were imagined [B S], where there are point maps; what was seen goes before them.
   """
 
   frames: jax.Array
@@ -44,6 +45,7 @@ class KeyFrames:
   count: jax.Array
   pictures: Any = None
   inverse_depth: Any = None
+  imagined: Any = None
 
   @property
   def valid(self) -> jax.Array:
@@ -76,9 +78,11 @@ class Retrieval:
     if self.count < 1 or min(self.length, self.angle, self.half_view) <= 0:
       raise ValueError(f'{self}: expected count >= 1 and positive length, angle and half_view.')
 
-  def __call__(self, memory: chex.Array, valid: chex.Array, asked: chex.Array
-               ) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def __call__(self, memory: chex.Array, valid: chex.Array, asked: chex.Array,
+               second: chex.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best K of S memory poses [S 3] for each asked pose [T 3].
+
+    Those of `second` [S] come second, see `poses.SECOND`.
 
     Returns:
       Their indices [T K], relative poses as the asked view sees them [T K 3], and which of them
@@ -86,6 +90,8 @@ class Retrieval:
     """
     relative = poses_lib.relative(memory[None], asked[:, None])  # [T S 3]
     cost = poses_lib.apart(relative, length=self.length, angle=self.angle)
+    if second is not None:
+      cost = cost + poses_lib.SECOND * second
     usable = valid & (jnp.abs(relative[..., 2]) < 2 * self.half_view)
     negative, index = jax.lax.top_k(jnp.where(usable, -cost, -jnp.inf), self.count)
     chosen = jnp.take_along_axis(relative, index[..., None], axis=1)
@@ -138,7 +144,7 @@ class KeyFrameModel:
 
   def read(
       self, params: Mapping[str, Any], frames: chex.Array, poses: chex.Array, valid: chex.Array,
-      asked: chex.Array, warped: chex.Array | None = None,
+      asked: chex.Array, warped: chex.Array | None = None, second: chex.Array | None = None,
   ) -> jax.Array:
     """Map tokens [B T N M] for the asked poses [B T 3] out of pictures [B S H W C].
 
@@ -149,8 +155,9 @@ class KeyFrameModel:
       valid: Which of them exist [B S].
       asked: Poses of the views.
       warped: Optional views warped from point maps [B T H W C+1] (`point_maps.PointMaps.render`).
+      second: Optional; which pictures come second, see `poses.SECOND` [B S].
     """
-    index, relative, usable = jax.vmap(self.retrieval)(poses, valid, asked)
+    index, relative, usable = jax.vmap(self.retrieval)(poses, valid, asked, second)
     pictures = jax.vmap(lambda x, i: x[i])(frames, index)  # [B T K H W C]
     lead, grid = pictures.shape[:3], pictures.shape[3:5]
     # `relative` is the picture seen from the asked view: the asked view is turned by its negative.
@@ -215,7 +222,7 @@ class Posed:
     return dataclasses.replace(
         empty, frames=empty.frames.astype(jnp.float16),  # half the bytes, as in a latent cache
         pictures=jnp.zeros(pixels, jnp.uint8),
-        inverse_depth=jnp.zeros(pixels[:-1], jnp.uint8))
+        inverse_depth=jnp.zeros(pixels[:-1], jnp.uint8), imagined=jnp.zeros(pixels[:2], bool))
 
   def write(
       self, state: KeyFrames, observation: episode.Observation, key: chex.PRNGKey
@@ -234,10 +241,12 @@ class Posed:
     if self.points is None:
       return state
     pictures = observation.pictures
-    if pictures is None:  # imagined, or from somewhere that has latents alone
+    imagined = jnp.full(frames.shape[:2], pictures is None)
+    if pictures is None:
       pictures = self.points.latents.decode(frames)
     return dataclasses.replace(
         state, pictures=put(state.pictures, slots, pictures),
+        imagined=put(state.imagined, slots, imagined),
         inverse_depth=put(
             state.inverse_depth, slots, self.points.measure(frames, observation.depth)))
 
@@ -269,9 +278,10 @@ class Posed:
     warped = None
     if self.points is not None:
       warped = self.points.render(
-          state.pictures, state.inverse_depth, state.poses, state.valid, query.poses)
+          state.pictures, state.inverse_depth, state.poses, state.valid, query.poses,
+          state.imagined)
     cells = self.model.read(
-        self.params, state.frames, state.poses, state.valid, query.poses, warped)
+        self.params, state.frames, state.poses, state.valid, query.poses, warped, state.imagined)
     denoiser, params = self.model.denoiser, self.params['denoiser']
     context = jnp.zeros((cells.shape[0], denoiser.context, *cells.shape[2:]))
     bind = lambda tokens: expert.bind(

@@ -62,7 +62,7 @@ class PointMaps:
 
   def views(
       self, pictures: chex.Array, inverse_depth: chex.Array, poses: chex.Array, valid: chex.Array,
-      asked: chex.Array,
+      asked: chex.Array, second: chex.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Views as far as they were seen, uint8 [B T H W 3], and which pixels were [B T H W].
 
@@ -72,22 +72,23 @@ class PointMaps:
       poses: [B S 3].
       valid: Which pictures exist [B S].
       asked: Poses of the views [B T 3].
+      second: Optional; which pictures come second, see `poses.SECOND` [B S].
     """
-    def one(pictures, coded, poses, valid, asked):
+    def one(pictures, coded, poses, valid, asked, second):
       far = from_bytes(coded)
       view = lambda pose: warping.render(
-          self.camera, pictures, far, poses, valid, pose, count=self.count)
+          self.camera, pictures, far, poses, valid, pose, second, count=self.count)
       return jax.lax.map(view, asked)
 
-    found, seen = jax.vmap(one)(pictures, inverse_depth, poses, valid, asked)
+    found, seen = jax.vmap(one)(pictures, inverse_depth, poses, valid, asked, second)
     return jnp.where(seen[..., None], jnp.round(found), 127.0).astype(jnp.uint8), seen
 
   def render(
       self, pictures: chex.Array, inverse_depth: chex.Array, poses: chex.Array, valid: chex.Array,
-      asked: chex.Array,
+      asked: chex.Array, second: chex.Array | None = None,
   ) -> jax.Array:
     """Latents of the `views`, and how much of what each stands for was seen: [B T h w C+1]."""
-    views, seen = self.views(pictures, inverse_depth, poses, valid, asked)
+    views, seen = self.views(pictures, inverse_depth, poses, valid, asked, second)
     found = self.latents.encode(views)
     seen = _pooled(seen.astype(jnp.float32), self.latents.network)[..., None]
     return jax.lax.stop_gradient(jnp.concatenate([found * seen, seen], axis=-1))

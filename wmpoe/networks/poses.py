@@ -26,6 +26,11 @@ def relative(poses: chex.Array, anchor: chex.Array) -> jax.Array:
       jnp.arctan2(jnp.sin(turn), jnp.cos(turn))], axis=-1)
 
 
+# What a picture that comes second lies farther apart than it does, as if it were 2.8 lengths away:
+# what was imagined is read for what nothing that was seen shows.
+SECOND = 8.0
+
+
 def apart(relative_poses: chex.Array, *, length: float, angle: float) -> jax.Array:
   """How far views lie apart, [... 3] -> [...]: `(distance / length)^2 + (turn / angle)^2`."""
   distance = jnp.sum(jnp.square(relative_poses[..., :2]), axis=-1) / length**2

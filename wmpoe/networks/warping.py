@@ -88,6 +88,7 @@ def render(
     poses: chex.Array,
     valid: chex.Array,
     asked: chex.Array,
+    second: chex.Array | None = None,
     *,
     count: int = 8,
     coarse: int = 10,
@@ -101,6 +102,7 @@ def render(
     poses: [S 3].
     valid: Which of the pictures exist [S].
     asked: Pose of the view [3].
+    second: Optional; which of the pictures come second, see `poses.SECOND` [S].
     count: Pictures that are warped.
     coarse: Pixels a side at which it is found out which.
 
@@ -110,9 +112,10 @@ def render(
   shape, bits = inverse_depth.shape[1:], tuple(
       ((np.arange(coarse) + 0.5) / coarse * size).astype(int) for size in inverse_depth.shape[1:])
   small = inverse_depth[:, bits[0]][:, :, bits[1]]
-  index, usable = _choose(camera, small, poses, valid, asked, count)
+  index, usable = _choose(camera, small, poses, valid, second, asked, count)
   poses, depths = poses[index], inverse_depth[index]
-  far = _closed(_splat(camera, depths, poses, usable, asked, shape))
+  second = None if second is None else second[index]
+  far = _closed(_splat(camera, depths, poses, usable, second, asked, shape))
   where, seen = _seen(camera, far, asked, depths, poses)
   seen = seen & usable[:, None, None]
   first = jnp.argmax(seen, axis=0)  # they come nearest first
@@ -121,17 +124,19 @@ def render(
 
 
 def _choose(
-    camera: Camera, small: jax.Array, poses: jax.Array, valid: jax.Array, asked: jax.Array,
-    count: int,
+    camera: Camera, small: jax.Array, poses: jax.Array, valid: jax.Array,
+    second: jax.Array | None, asked: jax.Array, count: int,
 ) -> tuple[jax.Array, jax.Array]:
   """The pictures that together show the most of the asked view, from the nearest poses.
 
   Greedily, by what each adds (as for facility location): a pixel counts as much as the best picture
   that saw its point is near. Returns indices [count], nearest first, and which are of any use.
   """
-  far = _filled(_splat(camera, small, poses, valid, asked, small.shape[1:]))
+  far = _filled(_splat(camera, small, poses, valid, second, asked, small.shape[1:]))
   _, seen = _seen(camera, far, asked, small, poses)
   cost = poses_lib.apart(poses_lib.relative(poses, asked), length=1.0, angle=0.6)
+  if second is not None:
+    cost = cost + poses_lib.SECOND * second
   worth = jnp.exp(-cost / 4.0)[:, None, None] * (seen & valid[:, None, None])
 
   def take(best, _):
@@ -148,18 +153,28 @@ _NEAR = 1e-6  # what the sky gets, where 0 says that nothing is known
 
 
 def _splat(
-    camera: Camera, inverse_depth: jax.Array, poses: jax.Array, valid: jax.Array, asked: jax.Array,
-    shape: tuple[int, ...],
+    camera: Camera, inverse_depth: jax.Array, poses: jax.Array, valid: jax.Array,
+    second: jax.Array | None, asked: jax.Array, shape: tuple[int, ...],
 ) -> jax.Array:
-  """Inverse depth [h w] of the asked view, the nearest of all that falls on a pixel; 0 if none."""
+  """Inverse depth [h w] of the asked view, the nearest of all that falls on a pixel; 0 if none.
+
+  Pictures that come second count where no other falls: they hide nothing that others show.
+  """
   points = camera.points(inverse_depth, poses)
   where, depth, inside = camera.project(points, asked)
   row, column = (
       (where[..., i] * shape[i]).astype(jnp.int32) for i in range(2))
-  inside = inside & valid[:, None, None]
-  flat = jnp.where(inside, row * shape[1] + column, shape[0] * shape[1])
-  out = jnp.zeros((shape[0] * shape[1] + 1,)).at[flat.ravel()].max((depth + _NEAR).ravel())
-  return out[:-1].reshape(shape)
+
+  def nearest(valid):
+    there = inside & valid[:, None, None]
+    flat = jnp.where(there, row * shape[1] + column, shape[0] * shape[1])
+    out = jnp.zeros((shape[0] * shape[1] + 1,)).at[flat.ravel()].max((depth + _NEAR).ravel())
+    return out[:-1].reshape(shape)
+
+  if second is None:
+    return nearest(valid)
+  first = nearest(valid & ~second)
+  return jnp.where(first > 0.0, first, nearest(valid & second))
 
 
 def _closed(inverse_depth: jax.Array) -> jax.Array:
