@@ -25,7 +25,6 @@ from wmpoe.data import memory_maze
 from wmpoe.data import pipeline
 from wmpoe.data import spaces
 from wmpoe.evaluation import lpips
-from wmpoe.experts import point_maps
 from wmpoe.networks import autoencoder
 from wmpoe.training import tasks
 
@@ -178,7 +177,7 @@ def with_point_maps(description: Mapping[str, Any], folder: str) -> list[episode
   points: Any = zoo.point_maps(description)
   measure = jax.jit(points.measure)
   far = lambda item: in_pieces(measure, item.frames) if item.depth is None else np.asarray(
-      point_maps.to_bytes(1.0 / item.depth))
+      points.measure(item.frames, item.depth))
   return [
       dataclasses.replace(item, more={**item.more, 'inverse_depth': far(item)})
       for item in latents.read(folder, encoder=description['encoder_sha256'], pictures=True)]

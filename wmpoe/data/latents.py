@@ -128,12 +128,14 @@ def _read_one(path: pathlib.Path, meta: dict[str, Any], pictures: bool) -> episo
     raise ValueError(
         f'{path} holds latents {latents.shape}, actions {actions.shape} and poses {poses.shape}; '
         'expected [T h w C], [T A], [T P] of one length. Encode the episodes again.')
-  if any(len(x) != len(latents) for x in fields.values()) or (
-      depth is not None and depth.shape != fields['pictures'].shape[:-1]):
+  if any(len(x) != len(latents) for x in fields.values()):
     raise ValueError(
-        f'{path} holds {len(latents)} latents, {len(fields["pictures"])} pictures and depth of '
-        f'{0 if depth is None else len(depth)}; expected as many, of one size. Encode the '
-        'episodes again.')
+        f'{path} holds {len(latents)} latents and {len(fields["pictures"])} pictures; expected as '
+        'many. Encode the episodes again.')
+  if depth is not None and depth.shape != fields['pictures'].shape[:-1]:
+    raise ValueError(
+        f'{path} holds pictures {fields["pictures"].shape} and depth {depth.shape}; expected a '
+        'number for every pixel. Encode the episodes again.')
   return episode.Episode(
       frames=latents, actions=actions, poses=poses, meta=meta, depth=depth, more=fields)
 
