@@ -15,8 +15,6 @@ import statistics
 import tempfile
 import time
 
-import numpy as np
-
 from wmpoe import compositions
 from wmpoe import session
 from wmpoe import whole_file
@@ -69,8 +67,8 @@ def main(argv: list[str] | None = None) -> None:
   options = parser.parse_args(argv)
   begun = time.monotonic()
   live = session.Session.open('memory_maze')
-  _, params, _ = zoo.load_odometry('memory_maze_odometry')
-  planned = {name: np.asarray(leaf) for name, leaf in params['plan'].items()}
+  network, params, _ = zoo.load_odometry('memory_maze_odometry')
+  planned = worlds.planned_by(network, params)
   out = {}
   for name, (experts, chunk, beside) in _ARMS.items():
     out[name] = measure(live, planned, experts, chunk, beside, 4 if options.quick else 20)

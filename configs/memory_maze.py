@@ -44,7 +44,7 @@ _MODELS = {
     'base': dict(width=512, patch=2, context=3, map_dim=0),
     'base_1b': dict(width=2048, depth=20, heads=16, patch=2, context=3, map_dim=0),
     'short_term': dict(width=384, context=33, window=10, full_every=4, map_dim=0),
-    'spatial': dict(width=512),
+    'spatial': dict(width=512, refiner=128),
     'full': dict(width=512, context=200, map_dim=0),
     'ssm': dict(network='ssm', width=512, context=200, map_dim=0),
     'absolute': dict(width=512, map_dim=0, pose_code=dict(name='absolute', scale=9.0)),
@@ -177,7 +177,9 @@ def _denoiser(config: ml_collections.ConfigDict) -> None:
         depth='memory_maze_depth', count=8, half_view=0.6666, pitch=0.0997, ahead=0.075)
     config.model.map_dim = 64 + 4**2 * (4 + 1)
     config.drift = (0.12, 0.03)  # cells, radians: what odometry does not know
-    config.empty_rate = 0.5
+    config.model.refiner = 32  # width of the convolutions that put warped views into the prediction
+    config.empty_rate, config.unwarped_rate = 0.5, 0.3  # samples without memory, with no view
+    config.learn = ''  # pattern of the parameters that learn, the others stay as in init_from; all
     return
   config.data.update(seed=1, history=0)
   if config.expert == 'base':

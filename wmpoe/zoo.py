@@ -92,8 +92,8 @@ def model(description: Description) -> expert.Model:
       context=m['context'], mlp_ratio=m['mlp_ratio'],
       pattern=attention.Pattern(
           kind=m['attention'], window=m['window'] or None, full_every=m['full_every']),
-      pose_kind=m['pose_kind'], map_dim=m['map_dim'], dtype=jnp.dtype(m['dtype']),
-      remat=m['remat'], field=pose_code.field if pose_code else 0,
+      pose_kind=m['pose_kind'], map_dim=m['map_dim'], refiner=m.get('refiner', 0),
+      dtype=jnp.dtype(m['dtype']), remat=m['remat'], field=pose_code.field if pose_code else 0,
       implementation=m.get('implementation', 'auto'), scan_layers=m.get('scan_layers', False))
   return expert.Model(
       network=network, schedule=recipes.named('schedule', _SCHEDULES, m['schedule']),

@@ -216,3 +216,7 @@ def test_drift_moves_all_that_is_remembered_as_one():
 def test_sizes_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match='patches of warped views have 12; set map_dim=18'):
     dataclasses.replace(small.MODEL, warps=True)
+  refining = dataclasses.replace(
+      small.DENOISER, network=dataclasses.replace(small.DENOISER.network, refiner=4))
+  with pytest.raises(ValueError, match='which takes views .* the model has none; set refiner=0'):
+    dataclasses.replace(small.MODEL, denoiser=refining)

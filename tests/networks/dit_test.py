@@ -200,3 +200,17 @@ def test_misshapen_input_and_a_context_that_cannot_be_cached():
   full = small.network(context=CONTEXT, kind='full')
   with pytest.raises(ValueError, match="'full' lets context frames see generated ones"):
     full.apply(_params(full), x, logsnr, actions, poses, method='prefill')
+
+
+def test_a_refiner_speaks_where_a_warped_view_does():
+  options = {'context': CONTEXT, 'map_dim': 3 + 8**2 * 4}
+  plain, net = small.network(**options), small.network(refiner=4, **options)
+  variables, inputs = _params(net), _inputs()
+  cells = jnp.zeros((BATCH, CONTEXT + TARGET, small.TOKENS, options['map_dim']))
+  without = _one_pass(plain, variables, inputs)
+  small.close(_one_pass(net, variables, inputs), without)
+  small.close(_one_pass(net, variables, inputs, cells), without)
+  seen = cells.at[:, -1, :, 3:].set(1.0)
+  refined, plainly = (_one_pass(n, variables, inputs, seen) for n in (net, plain))
+  small.differ(refined[:, -1], plainly[:, -1])
+  small.close(refined[:, :-1], plainly[:, :-1])

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests import scenes
 from tests import small
+from wmpoe.networks import alignment
 from wmpoe.networks import localization
 from wmpoe.networks import poses
 
@@ -76,3 +78,19 @@ def test_episodes_do_not_mix():
   batch = jax.vmap(lambda x, m: _locate(x, m, nothing, 0, FRAMES))(
       jnp.stack([pictures * 0.5, pictures]), jnp.stack([motions * 0.5, motions]))
   small.close(batch[1], alone, atol=1e-4)
+
+
+def test_pictures_with_depth_are_aligned_where_a_network_sees_nothing():
+  """The same laps, seen by a camera; of pictures the network knows no more than motions say."""
+  _, motions, truth = _episode()
+  far = scenes.flat_room(np.asarray(truth))
+  depth = localization.Depth(
+      pictures=jnp.asarray(scenes.painted(np.asarray(truth), far)), inverse=jnp.asarray(far),
+      camera=scenes.CAMERA)
+  closure = localization.LoopClosure(
+      count=1, gap=8, reach=(1.0, 0.5), rounds=0, aligned=2,
+      alignment=alignment.Alignment(stride=1))
+  run = jax.jit(lambda depth: localization.locate(
+      Eyes(), {}, jnp.zeros((FRAMES, 2, 2, 3)), motions, closure=closure, depth=depth))
+  last = slice(2 * LAP, None)
+  assert _error(run(depth), truth, last) < 0.35 * _error(run(None), truth, last)

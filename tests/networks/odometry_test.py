@@ -11,10 +11,11 @@ NETWORK = odometry.Odometry(actions=3, width=4)
 
 
 def _world(batch=4, frames=6, seed=0):
-  """A camera that moves as it is told, and half of what it was told two frames ago."""
+  """A camera that moves as it is told, and half of what it was told two frames ago, in curves."""
   rng = np.random.default_rng(seed)
   actions = rng.normal(size=(batch, frames, 3)).astype(np.float32) * 0.1
   motions = actions + 0.5 * np.pad(actions, ((0, 0), (2, 0), (0, 0)))[:, :-2]
+  motions[..., 1] += 10 * actions[..., 0] * actions[..., 2]  # who turns while walking
   pictures = rng.normal(size=(batch, frames, 8, 8, 2)).astype(np.float32)
   return pictures, actions, motions
 
@@ -59,12 +60,12 @@ def test_plans_are_learned_from_actions_and_frames_before_the_clip_are_not_guess
     return optax.apply_updates(params, updates), state, value
 
   state, values = optimizer.init(params), []
-  for _ in range(150):
+  for _ in range(250):
     params, state, value = step(params, state)
     values.append(value)
   planned = NETWORK.apply({'params': params}, actions, method='planned')
   whole, cut = step(params, state)[2], jax.jit(lambda p: loss(p, 2))(params)
   assert whole < 0.05 * values[0]
-  assert np.abs(planned - motions).max() < 0.05
+  assert np.abs(planned - motions).mean() < 0.015  # a linear plan's is at least .02
   # A clip cut out of the middle lacks the actions before it; such motions are not scored.
   assert cut < 2 * whole + 0.02

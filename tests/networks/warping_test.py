@@ -3,28 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import scenes
 from wmpoe.networks import poses as poses_lib
 from wmpoe.networks import warping
 
-CAMERA = warping.Camera(half_view=0.7, pitch=0.1, ahead=0.1)
-SIZE = 24
-
-
-def flat_room(poses, height=0.5, far=3.0):
-  """Inverse depth of a floor at -height under a sky, seen from poses [S 3]."""
-  camera = np.asarray(CAMERA.points(jnp.zeros((SIZE, SIZE)), jnp.zeros(3)))  # rays
-  up = np.broadcast_to(camera[..., 2], (len(poses), SIZE, SIZE))
-  return np.where(up < -height / far, -up / height, 0.0).astype(np.float32)
-
-
-def painted(poses, depth):
-  """Pictures of a world whose colour is a smooth function of where a point lies."""
-  points = np.asarray(CAMERA.points(jnp.asarray(depth), jnp.asarray(poses)))
-  direction = points[..., :3] / np.linalg.norm(points[..., :3], axis=-1, keepdims=True)
-  place = np.where(
-      points[..., 3:] > 0, points[..., :3] / np.maximum(points[..., 3:], 1e-6), 9 * direction)
-  return np.round(127 + 100 * np.sin(0.7 * place)).astype(np.uint8)
-
+CAMERA, SIZE = scenes.CAMERA, scenes.SIZE
 
 render = jax.jit(
     lambda *args, count=4: warping.render(CAMERA, *args, count=count, coarse=8),
@@ -54,8 +37,8 @@ def test_a_turned_camera_sees_the_sky_as_turned_pictures_do():
 
 def test_the_view_of_a_picture_is_the_picture():
   poses = np.array([[0.0, 0.0, 0.2], [0.5, 0.0, 0.2]], np.float32)
-  depth = flat_room(poses)
-  pictures = painted(poses, depth)
+  depth = scenes.flat_room(poses)
+  pictures = scenes.painted(poses, depth)
   view, seen = render(pictures, depth, poses, jnp.ones(2, bool), poses[0])
   assert seen.mean() > 0.97
   np.testing.assert_allclose(view[seen], pictures[0][seen], atol=1.0)
@@ -63,9 +46,9 @@ def test_the_view_of_a_picture_is_the_picture():
 
 def test_a_moved_camera_sees_the_world_from_there():
   poses = np.array([[0.0, 0.0, 0.0], [0.4, 0.3, -0.3], [-0.5, 0.0, 0.2]], np.float32)
-  depth = flat_room(poses)
-  pictures, asked = painted(poses, depth), np.array([0.2, 0.1, 0.1], np.float32)
-  truth = painted(asked[None], flat_room(asked[None]))[0]
+  depth = scenes.flat_room(poses)
+  pictures, asked = scenes.painted(poses, depth), np.array([0.2, 0.1, 0.1], np.float32)
+  truth = scenes.painted(asked[None], scenes.flat_room(asked[None]))[0]
   view, seen = render(pictures, depth, poses, jnp.ones(3, bool), asked)
   assert seen.mean() > 0.9
   error = lambda x: np.abs(np.asarray(x, np.float32) - truth)[np.asarray(seen)].mean()
@@ -94,8 +77,8 @@ def test_nothing_shines_through_the_gaps_of_a_wall_that_comes_nearer():
 
 def test_pictures_that_do_not_exist_and_places_never_seen_stay_open():
   poses = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, np.pi]], np.float32)
-  depth = flat_room(poses)
-  pictures = painted(poses, depth)
+  depth = scenes.flat_room(poses)
+  pictures = scenes.painted(poses, depth)
   asked = np.array([0.0, 0.0, np.pi], np.float32)
   _, seen = render(pictures, depth, poses, jnp.array([True, False]), asked)
   assert not seen.any()
@@ -132,8 +115,8 @@ def test_a_picture_that_comes_second_shows_what_no_other_does():
 def test_pictures_are_chosen_for_what_they_add():
   """Two nearly the same and nearer ones do not keep out the one that shows the rest."""
   poses = np.array([[0.0, 0.0, 0.6], [0.01, 0.0, 0.6], [0.0, 0.0, -0.7]], np.float32)
-  depth = flat_room(poses)
-  pictures, asked = painted(poses, depth), np.zeros(3, np.float32)
+  depth = scenes.flat_room(poses)
+  pictures, asked = scenes.painted(poses, depth), np.zeros(3, np.float32)
   _, seen = render(pictures, depth, poses, jnp.ones(3, bool), asked, count=2)
   _, one = render(pictures, depth, poses, jnp.ones(3, bool), asked, count=1)
   assert seen.mean() > 0.9 > 0.75 > one.mean()

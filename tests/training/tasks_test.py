@@ -120,3 +120,25 @@ def test_the_spatial_loss_reads_the_history():
   other = {**batch, 'history_frames': 255 - batch['history_frames']}
   assert float(run(batch, 0.0)) != float(run(other, 0.0))
   assert float(run(batch, 1.0)) == float(run(other, 1.0))
+
+
+def test_what_is_not_to_learn_stays():
+  base = jax.tree.map(np.array, small.params(_spatial().model))
+  task = _spatial(initial=base, learn='encoder/|output')
+  params = task.init(jax.random.key(0))
+  assert set(params['denoiser']) == {'output', 'output_modulation'}
+  small.same(task.whole(params), base)
+  state, _ = _one_step(task, params, _batch(history=3))
+  moved = task.whole(state.params)
+  small.same(moved['denoiser']['block_0'], base['denoiser']['block_0'])
+  small.differ(moved['denoiser']['output']['kernel'], base['denoiser']['output']['kernel'])
+
+
+def test_what_can_not_learn_is_said():
+  base = small.params(_spatial().model)
+  with pytest.raises(ValueError, match='matches the paths of 0 parameters'):
+    _spatial(initial=base, learn='nothing').init(jax.random.key(0))
+  with pytest.raises(ValueError, match=r"must be in init_from, where these are not: \['encoder"):
+    _spatial(initial=base['denoiser'], learn='map_embed').init(jax.random.key(0))
+  with pytest.raises(ValueError, match='say in init_from where'):
+    _spatial(learn='output')

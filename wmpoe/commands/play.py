@@ -16,7 +16,6 @@ import socket
 from typing import Any
 
 from absl import flags as absl_flags
-import numpy as np
 
 from wmpoe import session as session_lib
 from wmpoe import zoo
@@ -114,8 +113,8 @@ def _world(description: Mapping[str, Any], flags: absl_flags.FlagValues) -> worl
   env = zoo.environment(description['env'])
   if description['env']['name'] == 'cards':
     return worlds.CardsWorld(env, flags.episode)
-  _, params, _ = zoo.load_odometry(description['protocol']['odometry'])
-  planned = {name: np.asarray(leaf) for name, leaf in params['plan'].items()}
+  network, params, _ = zoo.load_odometry(description['protocol']['odometry'])
+  planned = worlds.planned_by(network, params)
   if flags.reality == 'simulator':
     return worlds.MazeWorld(env, planned, simulator=worlds.simulated(env, flags.episode))
   found = bundled.episodes('memory_maze')

@@ -79,7 +79,8 @@ def make_task(description: Mapping[str, Any]) -> Any:
     return tasks.SpatialTask(
         model=zoo.spatial_model(description), objective=objective, initial=initial,
         empty_rate=description['empty_rate'], points=zoo.point_maps(description),
-        drift=tuple(description.get('drift', (0.0, 0.0))), **dims)
+        drift=tuple(description.get('drift', (0.0, 0.0))), learn=description.get('learn', ''),
+        unwarped_rate=description.get('unwarped_rate', 0.3), **dims)
   known = (*zoo.TRAINED, *zoo.BASELINES, *perception.KINDS)
   raise ValueError(f'Unknown expert {kind!r}; expected one of {", ".join(known)}.')
 
@@ -193,13 +194,15 @@ def pin_networks(description: dict[str, Any]) -> None:
     description['encoder_sha256'] = zoo.encoder_hash(space)
 
 
-def finished(description: Mapping[str, Any], params: Any) -> Any:
+def finished(description: Mapping[str, Any], task: Any, params: Any) -> Any:
   """What is packaged: the parameters; an autoencoder's with the statistics of its latents.
+
+  Where some alone were to learn, the others come along.
 
   They are taken over the training frames, so that standardised latents have mean 0 and variance 1.
   """
   if description['expert'] != 'autoencoder':
-    return params
+    return task.whole(params) if description['expert'] == 'spatial' else params
   earlier = _earlier(description)
   if earlier is not None:
     return {**earlier, 'autoencoder': {**earlier['autoencoder'], **params}}

@@ -113,7 +113,7 @@ def _train(
     params = sharding.gathered(mesh, result.state.ema)
     if multihost.is_main():
       flops = _flops(task, params, next(batches), description['train']['batch_size'])
-      params = runs.finished(description, params)
+      params = runs.finished(description, task, params)
       _package(flags, description, params, result.step, flops, measured)
   return roll_call.TRY_AGAIN if result.reason == 'signal' else 0
 

@@ -177,16 +177,25 @@ def _seen(
   return np.array(revisited), np.array(unseen), np.array(in_window)
 
 
-def with_odometry(task: Problem, network: odometry_lib.Odometry, params: Any) -> Problem:
+def with_odometry(
+    task: Problem, network: odometry_lib.Odometry, params: Any,
+    points: point_maps.PointMaps | None = None,
+) -> Problem:
   """The problem for those who have no poses: they are estimated, from the first frame on.
 
   No estimate uses what comes after it: the history is located first, then the frames up to each
-  place, and what was found before stays as it is.
+  place, and what was found before stays as it is. With `points` pictures are aligned by depth.
   """
+  def one(seen, poses, known, length):
+    depth = None if points is None else localization.Depth(
+        pictures=seen.pictures, camera=points.camera,
+        inverse=point_maps.from_bytes(points.measure(seen.frames)))
+    return localization.locate(
+        network, params, seen.frames, seen.actions, poses=poses, known=known, length=length,
+        depth=depth)
+
   locate = jax.jit(lambda seen, poses, known, length: jax.lax.map(
-      lambda one: localization.locate(
-          network, params, one[0].frames, one[0].actions, poses=one[1], known=known,
-          length=length), (seen, poses)))
+      lambda each: one(each[0], each[1], known, length), (seen, poses)))
   seen = jax.tree.map(jnp.asarray, task.encoded)
   poses, known = jnp.zeros(task.encoded.poses.shape), 0
   for length in sorted({task.history, *task.starts, poses.shape[1]}):

@@ -74,7 +74,7 @@ def further_arms(standard: Mapping[str, arms_lib.Arm], memories: Mapping[str, An
   arms = {}
   if odometry and 'spatial' in memories:
     arms['spatial_odometry'] = dataclasses.replace(standard['spatial'], poses='odometry')
-  if depth and getattr(memories.get('spatial'), 'points', None) is not None:
+  if depth and points_of(memories) is not None:
     arms['spatial_depth'] = dataclasses.replace(standard['spatial'], depth='true')
   if isinstance(memories.get('short_term'), short_term.ShortTerm):
     arms['sliding'] = arms_lib.Arm(
@@ -82,6 +82,11 @@ def further_arms(standard: Mapping[str, arms_lib.Arm], memories: Mapping[str, An
   if memories:
     arms['naive_product'] = arms_lib.Arm(memories=tuple(memories), rule='naive_product')
   return arms
+
+
+def points_of(memories: Mapping[str, Any]) -> Any:
+  """The point maps of the spatial memory, if it has any."""
+  return getattr(memories.get('spatial'), 'points', None)
 
 
 def baseline_arms(baselines: Mapping[str, Any]) -> dict[str, arms_lib.Arm]:
@@ -164,7 +169,7 @@ def run(
   The `kept` parts are those of `parts`: what was measured of a seed from one of the places.
   """
   copied = maze.copies(task) if copies else {}
-  points = getattr(model.memories.get('spatial'), 'points', None)
+  points = points_of(model.memories)
   if copies and points is not None:
     copied['copy_warped'] = maze.warped_copy(task, points, copied['copy_turned'])
   names = [*arms, *copied]

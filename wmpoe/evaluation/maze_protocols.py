@@ -50,7 +50,8 @@ def _arms_and_controls(
     study: maze_study.Study, starts: Sequence[int], *, split: bool) -> maze_study.Outcome:
   task, curves = study.problem(study.setting['history'], starts), []
   if study.odometry is not None:
-    task = maze.with_odometry(task, *study.odometry)
+    task = maze.with_odometry(
+        task, *study.odometry, maze_arms.points_of(study.model.memories))
     curves = _drift(task)
   arms = study.arms()
   arms |= maze_arms.further_arms(

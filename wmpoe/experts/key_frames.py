@@ -122,6 +122,10 @@ class KeyFrameModel:
           f'The denoiser takes map tokens of {self.denoiser.network.map_dim} channels, the reader '
           f'makes {self.reader.features} and patches of warped views have {self.warped_dim}; set '
           f'map_dim={expected}.')
+    if self.denoiser.network.refiner and not self.warps:
+      raise ValueError(
+          f'The denoiser has a refiner of width {self.denoiser.network.refiner}, which takes views '
+          'warped from point maps, and the model has none; set refiner=0.')
 
   @property
   def warped_dim(self) -> int:

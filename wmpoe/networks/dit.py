@@ -18,6 +18,7 @@ import numpy as np
 from wmpoe.networks import attention
 from wmpoe.networks import embeddings
 from wmpoe.networks import lora
+from wmpoe.networks import refiner
 
 # What a block keeps for the backward pass.
 REMAT = {
@@ -118,6 +119,8 @@ class DiT(nn.Module):
       there is added to the tokens of the frames that ask for it. 0 for none.
     mlp_ratio: Hidden width of the MLP over D.
     map_dim: Channels of a spatial memory's tokens aligned with the frame's own (0: none).
+    refiner: Width of the `refiner.Refiner` that puts views warped to the frames into the
+      prediction; their patches are the last channels of the map's tokens. 0 for none.
     dtype: Computation dtype; parameters, the sums of their gradients, norms' statistics, softmax
       and output stay float32.
     remat: What blocks keep for the backward pass, a name of `REMAT`; the rest is computed again
@@ -138,6 +141,7 @@ class DiT(nn.Module):
   mlp_ratio: int = 4
   field: int = 0
   map_dim: int = 0
+  refiner: int = 0
   dtype: Any = jnp.float32
   remat: bool | str = False
   implementation: str = 'auto'
@@ -187,9 +191,8 @@ class DiT(nn.Module):
       field = lora.embedding(self, 'field', field).astype(self.dtype)
       tokens = tokens + (keys.astype(self.dtype) @ field).reshape(b, t, n, d)
     if self.map_dim:
-      if cells is None:
-        cells = jnp.zeros((b, t, n, self.map_dim), self.dtype)
-      tokens = tokens + dense(d, 'map_embed', use_bias=False)(cells)
+      told = jnp.zeros((b, t, n, self.map_dim), self.dtype) if cells is None else cells
+      tokens = tokens + dense(d, 'map_embed', use_bias=False)(told)
 
     # One modulation for all blocks plus an offset per block (arXiv 2310.00426, adaLN-single):
     # a few hundred kilobytes less in every packaged expert, and one matmul instead of `depth`.
@@ -204,6 +207,12 @@ class DiT(nn.Module):
     tokens = _modulate(tokens, shift[:, :, None, :], scale[:, :, None, :])
     out = dense(self.patch**2 * self.frame_shape[-1], 'output', kernel_init=zeros)(tokens)
     out = embeddings.unpatchify(out.astype(jnp.float32), self.patch, self.grid)
+    if self.refiner and (cells is not None or self.is_initializing()):
+      spread = lambda patches: embeddings.unpatchify(patches, self.patch, self.grid)
+      said = dense(self.patch**2 * self.frame_shape[-1], 'refiner_says')(tokens)
+      warped = told[..., -self.patch**2 * (self.frame_shape[-1] + 1):]
+      out = refiner.Refiner(self.refiner, dtype=self.dtype, name='refiner')(
+          out, x, spread(warped), spread(said), condition)
     return out, past
 
   def _blocks(self, tokens, condition, modulation, offsets, *, first, context, past):

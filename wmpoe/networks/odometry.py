@@ -36,6 +36,8 @@ class Odometry(nn.Module):
 
   def setup(self) -> None:
     """Makes the layers (Linen)."""
+    # Actions combine: who turns while walking walks a curve.
+    self.plan_hidden = [nn.Dense(2 * self.width) for _ in range(2)]
     self.plan = nn.Dense(3)
     self.convolutions = [
         nn.Conv(self.width * 2**i, (3, 3), strides=(2, 2)) for i in range(3)]
@@ -51,7 +53,10 @@ class Odometry(nn.Module):
     recent = [
         jnp.pad(actions, ((0, 0), (back, 0), (0, 0)))[:, :actions.shape[1]]
         for back in range(self.actions)]
-    return self.plan(jnp.concatenate(recent, axis=-1))
+    x = jnp.concatenate(recent, axis=-1)
+    for hidden in self.plan_hidden:
+      x = nn.silu(hidden(x))
+    return self.plan(x)
 
   def __call__(self, frames: chex.Array, actions: chex.Array) -> jax.Array:
     """Motion that led to every frame, [B T h w C] and [B T A] -> [B T 3]; 0 for the first."""

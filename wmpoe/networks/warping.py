@@ -120,7 +120,7 @@ def render(
   seen = seen & usable[:, None, None]
   first = jnp.argmax(seen, axis=0)  # they come nearest first
   where = jnp.take_along_axis(where, first[None, ..., None], axis=0)[0]
-  return _sample(pictures, index[first], where), jnp.any(seen, axis=0)
+  return sample(pictures, index[first], where), jnp.any(seen, axis=0)
 
 
 def _choose(
@@ -213,8 +213,8 @@ def _seen(
   return where, inside & same & (far > 0.0)
 
 
-def _sample(pictures: jax.Array, index: jax.Array, where: jax.Array) -> jax.Array:
-  """Bilinear samples of pictures [S h w 3], of picture index [...] at [... 2] (edges 0 and 1)."""
+def sample(pictures: chex.Array, index: chex.Array | int, where: chex.Array) -> jax.Array:
+  """Bilinear samples of pictures [S h w C], of picture index [...] at [... 2] (edges 0 and 1)."""
   size = pictures.shape[1:3]
   place = [jnp.clip(where[..., i] * size[i] - 0.5, min=0, max=size[i] - 1) for i in range(2)]
   first = [jnp.minimum(x.astype(jnp.int32), n - 2) for x, n in zip(place, size, strict=True)]

@@ -4,10 +4,11 @@ A world turns keys into the action and pose of the next frame (`move`), which is
 and runs a reality of its own that answers with frames (`live`). Shapes: A actions, P poses, H W.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 import dataclasses
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from wmpoe.data import cards
@@ -15,6 +16,11 @@ from wmpoe.data import episode
 from wmpoe.data import maze_config
 from wmpoe.data import maze_simulator
 from wmpoe.data import memory_maze
+from wmpoe.networks import odometry as odometry_lib
+
+_RECENT = 3  # actions that still count
+
+Planned = Callable[[np.ndarray], np.ndarray]  # actions [T A] -> motions [T 3]: ahead, left, turn
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,6 +142,13 @@ class CardsWorld:
     return cards.render(sim, self._config)[0]
 
 
+def planned_by(network: odometry_lib.Odometry, params: Any) -> Planned:
+  """What an odometry plans of actions alone."""
+  plan = jax.jit(
+      lambda actions: network.apply({'params': params}, actions[None], method='planned')[0])
+  return lambda actions: np.asarray(plan(actions))
+
+
 class MazeWorld:
   """Memory Maze: arrows walk and turn. Reality is a recorded episode, or the simulator.
 
@@ -148,17 +161,17 @@ class MazeWorld:
   _FAR = 4.0  # of the cost below, from which on a real frame shows something else
 
   def __init__(
-      self, config: maze_config.MazeConfig, odometry: dict[str, np.ndarray], *,
+      self, config: maze_config.MazeConfig, planned: Planned, *,
       recorded: episode.Episode | None = None, simulator: Any = None):
     """Reality is one of the two.
 
     Args:
       config: Frame skip and border.
-      odometry: Kernel and bias of the motion planned from actions.
+      planned: Where actions lead, by the odometry; see `planned_by`.
       recorded: An episode as the model sees it.
       simulator: A running `maze_simulator.Simulator`.
     """
-    self._config, self._odometry = config, odometry
+    self._config, self._planned = config, planned
     self._recorded, self._simulator, self._index = recorded, simulator, 0
     self.can_follow = recorded is not None
     self.hint = 'arrows walk and turn' + (
@@ -195,10 +208,9 @@ class MazeWorld:
   def move(self, place: Place, keys: Collection[str]) -> tuple[np.ndarray, Place]:
     """See `World`."""
     action = self._vector(self._action(keys))
-    recent = (*place.recent, action)[-3:]
-    kernel, bias = self._odometry['kernel'], self._odometry['bias']
-    back = [*reversed(recent), *(np.zeros_like(action),) * 3][:len(kernel) // len(action)]
-    ahead, left, turn = np.concatenate(back) @ kernel + bias
+    recent = (*place.recent, action)[-_RECENT:]
+    before = [np.zeros_like(action)] * (_RECENT - len(recent))
+    ahead, left, turn = self._planned(np.stack([*before, *recent]))[-1]
     x, y, heading = place.pose
     cos, sin = np.cos(heading), np.sin(heading)
     # One axis after the other: along a wall one slides.
@@ -233,7 +245,7 @@ class MazeWorld:
     assert self._recorded is not None
     action = self._recorded.actions[index]
     return Moment(self._recorded.frames[index], action,
-                  Place(self._recorded.poses[index], (*recent, action)[-3:]))
+                  Place(self._recorded.poses[index], (*recent, action)[-_RECENT:]))
 
   def _simulated(
       self, fields: dict[str, np.ndarray], action: np.ndarray, recent: tuple[np.ndarray, ...]
@@ -242,7 +254,7 @@ class MazeWorld:
     frame = fields['image'][border:-border or None, border:-border or None]
     heading = np.arctan2(fields['agent_dir'][1], fields['agent_dir'][0])
     pose = np.array([*fields['agent_pos'], heading], np.float32)
-    return Moment(np.ascontiguousarray(frame), action, Place(pose, (*recent, action)[-3:]))
+    return Moment(np.ascontiguousarray(frame), action, Place(pose, (*recent, action)[-_RECENT:]))
 
   def _action(self, keys: Collection[str]) -> int:
     turn = ('left' in keys) - ('right' in keys)

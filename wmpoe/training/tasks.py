@@ -1,6 +1,7 @@
 """What each expert is trained on: pure init and loss for the trainer."""
 
 import dataclasses
+import re
 from typing import Any
 
 import chex
@@ -62,6 +63,8 @@ class SpatialTask:
       expert, {'denoiser', 'encoder'}, to go on from. New leaves are fresh.
     points: Optional point maps, of a model that reads views warped from them.
     drift: How far remembered poses are off while training, see `key_frames.drifted`.
+    unwarped_rate: See `key_frames.key_frame_loss`.
+    learn: Optional pattern of the paths of the leaves that learn; the others stay as they are.
   """
 
   model: spatial.SpatialModel | key_frames.KeyFrameModel
@@ -72,19 +75,52 @@ class SpatialTask:
   initial: Any = None
   points: point_maps.PointMaps | None = None
   drift: tuple[float, float] = (0.0, 0.0)
+  unwarped_rate: float = 0.3
+  learn: str = ''
+
+  def __post_init__(self):
+    if self.learn and self.initial is None:
+      raise ValueError(
+          f'learn={self.learn!r} leaves all other parameters as they were: say in init_from where.')
 
   def init(self, key: chex.PRNGKey) -> Any:
-    """Fresh parameters, but for those it starts from."""
+    """Fresh parameters, but for those it starts from; of those that learn.
+
+    Raises:
+      ValueError: if none learn, or one that does not is not among those it starts from.
+    """
     params = self.model.init(key, action_dim=self.action_dim, pose_dim=self.pose_dim)
     if self.initial is None:
       return params
-    given = self.initial if 'denoiser' in self.initial else {'denoiser': self.initial}
-    return {**params, **{name: _fork(params[name], part) for name, part in given.items()}}
+    params = {**params, **{name: _fork(params[name], part) for name, part in self._given().items()}}
+    if not self.learn:
+      return params
+    flat, given = map(traverse_util.flatten_dict, (params, self._given()))
+    learning = {path: leaf for path, leaf in flat.items() if re.search(self.learn, '/'.join(path))}
+    fresh = sorted(
+        '/'.join(path) for path, leaf in flat.items() if path not in learning and (
+            path not in given or given[path].shape != leaf.shape))
+    if fresh or not learning:
+      raise ValueError(
+          f'learn={self.learn!r} matches the paths of {len(learning)} parameters of {len(flat)}; '
+          f'what it does not match must be in init_from, where these are not: {fresh}.')
+    return traverse_util.unflatten_dict(learning)
+
+  def whole(self, params: Any) -> Any:
+    """The expert: parameters that learn, and those that stay."""
+    if not self.learn:
+      return params
+    return traverse_util.unflatten_dict(
+        {**traverse_util.flatten_dict(self._given()), **traverse_util.flatten_dict(params)})
+
+  def _given(self) -> Any:
+    return self.initial if 'denoiser' in self.initial else {'denoiser': self.initial}
 
   def loss(
       self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss through the memory, of a batch of `RandomClip(history=...)`."""
+    params = self.whole(params)
     history = objective_lib.Clip(
         frames=batch['history_frames'], actions=batch['history_actions'],
         poses=batch['history_poses'], valid=batch['history_valid'])
@@ -98,7 +134,7 @@ class SpatialTask:
       seen = {name: batch[f'history_{name}'] for name in names} if self.points else None
       return key_frames.key_frame_loss(
           self.model, params, clip, history, key, self.objective, empty_rate=self.empty_rate,
-          points=self.points, seen=seen), {}
+          points=self.points, seen=seen, unwarped_rate=self.unwarped_rate), {}
     return spatial.spatial_loss(
         self.model, params, clip, history, key, self.objective, empty_rate=self.empty_rate), {}
 
