@@ -89,6 +89,7 @@ def _denoiser(config: ml_collections.ConfigDict, in_pixels: bool) -> None:
     config.encoder = dict(features=64, width=128, depth=2, heads=4)
     config.retrieval = dict(count=4, length=1.0, angle=0.6, **config.camera)
     config.empty_rate = 0.5
+    config.learn = ''  # pattern of the parameters that learn, the others stay as in init_from; all
   if config.expert == 'short_term':
     # The paper's window; every second layer sees all of it, the others only nearby frames. Set
     # init_from to the file of the base or the spatial expert to start from it.
