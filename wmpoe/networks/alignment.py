@@ -9,6 +9,7 @@ Shapes: pictures h x w; one pair, vmap over more.
 """
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -66,6 +67,7 @@ def align(
   pixels = lambda x: x[how.stride // 2::how.stride, how.stride // 2::how.stride]
   far = new[1]
   origin = jnp.zeros(3)
+  total = functools.partial(jnp.einsum, precision='highest')  # a matrix unit rounds to bfloat16
   trust = jnp.array([how.trust[0], how.trust[0], how.trust[1]])
   furthest = jnp.array([how.furthest[0], how.furthest[0], how.furthest[1]])
 
@@ -90,11 +92,11 @@ def align(
       there = found[..., 9]
       same = inside & (jnp.abs(there - depth) < 0.3 * jnp.maximum(there, depth) + 0.1)
       # [h w 3 colours, 3 motions]
-      change = jnp.einsum(
+      change = total(
           'hwdc,hwdm->hwcm', found[..., 3:9].reshape(*off.shape[:2], 2, 3), slope * size[:, None])
       weight = same[..., None] / (1.0 + jnp.square(off / how.tolerance))
-      bend = jnp.einsum('hwc,hwci,hwcj->ij', weight, change, change) + jnp.diag(trust)
-      pull = jnp.einsum('hwc,hwc,hwci->i', weight, off, change) + trust * (motion - start)
+      bend = total('hwc,hwci,hwcj->ij', weight, change, change) + jnp.diag(trust)
+      pull = total('hwc,hwc,hwci->i', weight, off, change) + trust * (motion - start)
       by = jnp.clip(-jnp.linalg.solve(bend, pull), min=-furthest, max=furthest)
       return motion + by, jnp.mean(weight)
 
