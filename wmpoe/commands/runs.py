@@ -195,11 +195,10 @@ def pin_networks(description: dict[str, Any]) -> None:
 
 
 def finished(description: Mapping[str, Any], task: Any, params: Any) -> Any:
-  """What is packaged: the parameters; an autoencoder's with the statistics of its latents.
+  """What is packaged: the parameters, those that were not to learn among them.
 
-  Where some alone were to learn, the others come along.
-
-  They are taken over the training frames, so that standardised latents have mean 0 and variance 1.
+  An autoencoder's come with the statistics of its latents, taken over the training frames, so that
+  standardised latents have mean 0 and variance 1.
   """
   if description['expert'] != 'autoencoder':
     return task.whole(params) if description['expert'] == 'spatial' else params

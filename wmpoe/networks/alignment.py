@@ -65,19 +65,16 @@ def align(
     comparable.
   """
   pixels = lambda x: x[how.stride // 2::how.stride, how.stride // 2::how.stride]
-  far = new[1]
-  origin = jnp.zeros(3)
+  planar = lambda pair: jnp.array([pair[0], pair[0], pair[1]])
+  trust, furthest = planar(how.trust), planar(how.furthest)
   total = functools.partial(jnp.einsum, precision='highest')  # a matrix unit rounds to bfloat16
-  trust = jnp.array([how.trust[0], how.trust[0], how.trust[1]])
-  furthest = jnp.array([how.furthest[0], how.furthest[0], how.furthest[1]])
 
-  def seen(motion):
-    where, depth, inside = camera.project(pixels(camera.points(far, motion)), origin)
-    return where, (depth, inside)
+  def shown(motion):
+    """Where the older picture shows the newer one's pixels; that, depth and whether it does."""
+    where, depth, inside = camera.project(pixels(camera.points(new[1], motion)), jnp.zeros(3))
+    return where, (where, depth, inside)
 
-  share = jnp.zeros(())
-  motion = start
-  for blurs in how.blurs:
+  def refine(motion, blurs):
     before, now = (_blurred(x[0].astype(jnp.float32) / 255.0, blurs) for x in (old, new))
     now = pixels(now)
     # Colours, how they change along rows and columns, and depth: looked up together.
@@ -85,12 +82,10 @@ def align(
     atlas = jnp.concatenate([before, *slopes, old[1][..., None]], axis=-1)
     size = jnp.array(before.shape[:2], jnp.float32)
 
-    def step(motion, _, atlas=atlas, now=now, size=size):
-      (where, (depth, inside)), slope = seen(motion), jax.jacfwd(lambda m: seen(m)[0])(motion)
+    def step(motion, _):
+      slope, (where, depth, inside) = jax.jacfwd(shown, has_aux=True)(motion)
       found = warping.sample(atlas[None], 0, where)
-      off = found[..., :3] - now
-      there = found[..., 9]
-      same = inside & (jnp.abs(there - depth) < 0.3 * jnp.maximum(there, depth) + 0.1)
+      off, same = found[..., :3] - now, inside & warping.same_depth(found[..., 9], depth)
       # [h w 3 colours, 3 motions]
       change = total(
           'hwdc,hwdm->hwcm', found[..., 3:9].reshape(*off.shape[:2], 2, 3), slope * size[:, None])
@@ -101,7 +96,11 @@ def align(
       return motion + by, jnp.mean(weight)
 
     motion, shares = jax.lax.scan(step, motion, length=how.steps)
-    share = shares[-1]
+    return motion, shares[-1]
+
+  motion, share = start, jnp.zeros(())
+  for blurs in how.blurs:
+    motion, share = refine(motion, blurs)
   precision = share / jnp.square(jnp.array(how.error))
   return motion, jnp.where(share >= how.least, precision, 0.0)
 

@@ -209,8 +209,12 @@ def _seen(
       jnp.clip((where[..., i] * size[i]).astype(jnp.int32), min=0, max=size[i] - 1)
       for i in range(2))
   there = jax.vmap(lambda d, r, c: d[r, c])(inverse_depth, row, column)
-  same = jnp.abs(there - depth) < 0.3 * jnp.maximum(there, depth) + 0.1
-  return where, inside & same & (far > 0.0)
+  return where, inside & same_depth(there, depth) & (far > 0.0)
+
+
+def same_depth(first: chex.Array, second: chex.Array) -> jax.Array:
+  """Whether two inverse depths may be those of one point, as far as a network knows them."""
+  return jnp.abs(first - second) < 0.3 * jnp.maximum(first, second) + 0.1
 
 
 def sample(pictures: chex.Array, index: chex.Array | int, where: chex.Array) -> jax.Array:
