@@ -52,6 +52,14 @@ def test_who_looks_elsewhere_is_not_believed():
   assert (precision == 0).all() and np.isfinite(motion).all()
 
 
+def test_who_shares_little_is_not_believed():
+  aside = NOW + np.array([0.0, 0.0, 1.3], np.float32)
+  start = np.asarray(poses_lib.relative(aside, THEN))
+  given = _view(THEN), _view(aside), start
+  assert (align(*given)[1] == 0).all()
+  assert (align(*given, alignment.Alignment(stride=1, least=0.0))[1] > 0).all()
+
+
 def test_pairs_are_a_batch():
   pairs = jax.tree.map(lambda *x: jnp.stack(x), (_view(THEN), _view(NOW), TRUE + OFF),
                        (_view(NOW), _view(THEN), -OFF))
