@@ -50,7 +50,8 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
   config.train = dict(
       steps=6500, batch_size=16, learning_rate=1e-3, warmup_steps=200, weight_decay=0.01,
       clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0,
-      accumulate=1, keep_best=0)
+      accumulate=1, keep_best=0,
+      learn='')  # pattern of the parameters that learn, the others stay as in init_from; all
   config.compose = compositions.CARDS  # how the eval command composes, samples and writes
   config.init_from = '' if variant == 'base' else 'cards_base'
 

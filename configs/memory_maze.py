@@ -98,7 +98,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.train = dict(
       steps=2600, batch_size=16, learning_rate=1e-3, warmup_steps=200, weight_decay=0.01,
       clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0,
-      accumulate=1, keep_best=0)
+      accumulate=1, keep_best=0,
+      learn='')  # pattern of the parameters that learn, the others stay as in init_from; all
   if variant == 'autoencoder':
     _autoencoder(config)
   elif variant == 'odometry':
@@ -121,7 +122,7 @@ def _autoencoder(config: ml_collections.ConfigDict) -> None:
   Squared and absolute error and a little of LPIPS by AlexNet; results are reported by VGG.
   """
   config.env.skip = 1  # every frame is one to be reconstructed
-  config.init_from = ''  # an autoencoder whose decoder is trained on: its latents stay
+  config.init_from = ''  # an autoencoder to go on from; with learn='^decode_' its latents stay
   del config.autoencoder
   config.autoencoder = dict(channels=4, widths=(32, 64), depth=(1, 2), bound=3.0)
   config.objective = dict(noise=0.1, absolute=0.1, perceptual_weight=0.05)
@@ -179,7 +180,6 @@ def _denoiser(config: ml_collections.ConfigDict) -> None:
     config.drift = (0.12, 0.03)  # cells, radians: what odometry does not know
     config.model.refiner = 32  # width of the convolutions that put warped views into the prediction
     config.empty_rate, config.unwarped_rate = 0.5, 0.3  # samples without memory, with no view
-    config.learn = ''  # pattern of the parameters that learn, the others stay as in init_from; all
     return
   config.data.update(seed=1, history=0)
   if config.expert == 'base':

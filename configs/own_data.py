@@ -55,7 +55,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.data = dict(seed=0, folder='', validation='')
   config.train = dict(
       steps=2600, batch_size=16, learning_rate=1e-3, warmup_steps=100, weight_decay=0.01,
-      clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0)
+      clip_norm=1.0, ema_decay=0.999, log_every=50, checkpoint_every=500, seed=0,
+      accumulate=1, keep_best=0,
+      learn='')  # pattern of the parameters that learn, the others stay as in init_from; all
   if variant == 'autoencoder':
     _autoencoder(config)
   else:
@@ -65,6 +67,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 def _autoencoder(config: ml_collections.ConfigDict) -> None:
   """Frames to latents of a quarter of their side."""
+  config.init_from = ''  # an autoencoder to go on from; with learn='^decode_' its latents stay
   del config.autoencoder
   config.autoencoder = dict(channels=4, widths=(32, 64), depth=(1, 2), bound=3.0)
   config.objective = dict(noise=0.1, absolute=0.1, perceptual_weight=0.0)
@@ -89,7 +92,6 @@ def _denoiser(config: ml_collections.ConfigDict, in_pixels: bool) -> None:
     config.encoder = dict(features=64, width=128, depth=2, heads=4)
     config.retrieval = dict(count=4, length=1.0, angle=0.6, **config.camera)
     config.empty_rate = 0.5
-    config.learn = ''  # pattern of the parameters that learn, the others stay as in init_from; all
   if config.expert == 'short_term':
     # The paper's window; every second layer sees all of it, the others only nearby frames. Set
     # init_from to the file of the base or the spatial expert to start from it.

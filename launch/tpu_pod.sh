@@ -173,7 +173,7 @@ setup() {
 mkdir -p ~/wmpoe && cd ~/wmpoe && rm -rf .venv .ready && tar -xf ~/wmpoe.tar
 [ -x ~/.local/bin/uv ] || python3 -m pip install --quiet --user uv
 ~/.local/bin/uv venv --quiet --python $(printf %q "$python") .venv
-~/.local/bin/uv pip install --quiet --python .venv/bin/python -e . 'jax[tpu]'
+~/.local/bin/uv pip install --quiet --python .venv/bin/python -e '.[gcs]' 'jax[tpu]'
 touch .ready" \
     || die 'Setup failed on some host, see above. The slice stays; run setup again, or delete it.' 1
   say 'next: launch/tpu_pod.sh run -- python -m wmpoe train --distributed=auto ...'

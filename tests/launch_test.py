@@ -304,7 +304,7 @@ def test_setup_installs_the_last_commit_on_every_host(cloud):
     assert (home / 'wmpoe' / '.ready').exists()
     assert (home / 'uv').read_text().splitlines() == [
         'venv --quiet --python 3.12 .venv',
-        'pip install --quiet --python .venv/bin/python -e . jax[tpu]']
+        'pip install --quiet --python .venv/bin/python -e .[gcs] jax[tpu]']
   (cloud.folder / 'broken-1').touch()
   done = cloud('setup')
   assert done.returncode == 1

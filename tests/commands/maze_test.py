@@ -155,7 +155,7 @@ def test_a_decoder_is_trained_on_and_latents_stay(wmpoe, source, autoencoder):
   again = ('train', config('autoencoder'), *TRAIN, '--workdir=runs/d', '--package=decoder.npz',
            f'--config.data.folder={source}', f'--config.data.validation={source}',
            '--config.autoencoder.depth=(1, 1)', '--config.objective.perceptual_weight=0.0',
-           f'--config.init_from={autoencoder}')
+           f'--config.init_from={autoencoder}', '--config.train.learn=^decode_')
   done = wmpoe(*again, '--config.autoencoder.widths=(8, 8)')
   assert done.code == 0, done.err
   (before, _), (after, _) = (
@@ -181,3 +181,9 @@ def test_bad_input_is_named(wmpoe, flags, message):
   done = wmpoe(command, config('cpu_spatial'), *rest)
   assert done.code == 2
   assert message in done.err
+
+
+def test_a_world_alone_is_not_trained(wmpoe):
+  done = wmpoe('train', config(''), '--workdir=run')
+  assert done.code == 2
+  assert 'name a variant, for instance --config=configs/memory_maze.py:cpu_spatial' in done.err

@@ -1,5 +1,6 @@
 import json
 
+import jax
 import pytest
 
 from wmpoe import packaged
@@ -46,6 +47,22 @@ def test_other_experts_start_from_a_base(wmpoe, tiny, tmp_path):
   done = _train(wmpoe, tiny, *flags, variant='spatial', steps=1)
   assert done.code == 0, done.err
   assert packaged.card(tmp_path / 'expert.npz')['config']['expert'] == 'spatial'
+
+
+def test_a_part_learns_and_the_rest_stays_as_it_was(wmpoe, tiny, tmp_path):
+  base = tiny.save(tmp_path / 'base.npz', tiny.description())
+  flags = ['--package=part.npz', '--config.train.learn=output/', '--workdir=run']
+  done = _train(wmpoe, tiny, *flags, f'--config.init_from={base}', steps=1)
+  assert done.code == 0, done.err
+  (before, _), (after, _) = packaged.load(base), packaged.load(tmp_path / 'part.npz')
+  changed = {name for name in before if any(map(
+      lambda x, y: (x != y).any(), *map(jax.tree.leaves, (before[name], after[name]))))}
+  assert changed == {'output'}
+
+  done = _train(wmpoe, tiny, *flags, '--config.init_from=', '--workdir=other')
+  assert done.code == 2
+  assert "learn='output/' leaves all other parameters as they were in init_from=''" in done.err
+  assert not (tmp_path / 'other').exists()
 
 
 def test_a_start_from_another_environment_is_refused(wmpoe, tiny):

@@ -136,3 +136,35 @@ def test_a_batch_in_parts_gives_the_same_update_with_keys_of_their_own():
   step_key = jax.random.fold_in(key, 0)
   draws = [jax.random.normal(jax.random.fold_in(step_key, part)) for part in range(3)]
   np.testing.assert_allclose(second["draw"], np.mean(draws), rtol=1e-5)
+
+
+class Pair:
+  """Two weights, both of which the loss would move, and weight decay, too."""
+
+  def init(self, key):
+    return {"body": {"w": jnp.ones((2, 2))}, "head": {"w": jnp.ones((2, 2))}}
+
+  def loss(self, params, batch, key):
+    return jnp.sum((params["body"]["w"] * params["head"]["w"] - batch) ** 2), {}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_is_not_to_learn_stays_and_costs_no_optimiser_state(parts):
+  config = state.TrainConfig(
+    steps=5, learn="^head/", warmup_steps=0, weight_decay=0.1, clip_norm=1e-3, accumulate=parts)
+  optimizer, task = state.optimizer_of(config), Pair()
+  made = state.create(task.init(None), optimizer)
+  moments = [leaf for leaf in jax.tree.leaves(made.opt_state) if leaf.ndim == 2]
+  assert len(moments) == 2, "Adam's two, of the head alone"
+  moved, metrics = state.make_train_step(task, config)(
+    made, jnp.zeros((2, 2, 2)), jax.random.key(0))
+  for tree in (moved.params, moved.ema):
+    np.testing.assert_array_equal(tree["body"]["w"], 1.0)
+    assert np.all(tree["head"]["w"] != 1.0)
+  # The head's gradient alone: 2 at each of four weights, for each of a batch of two.
+  np.testing.assert_allclose(metrics["grad_norm"], 8.0 / parts)
+
+
+def test_a_pattern_that_nothing_matches():
+  with pytest.raises(ValueError, match=r"learn='tail' matches the path of no .* body/w, head/w"):
+    state.learns(Pair().init(None), "tail")

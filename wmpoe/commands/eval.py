@@ -203,6 +203,10 @@ def _maze(
   if found.bad:
     print(found.report(), file=sys.stderr)
   count = min(flags.episodes, len(found))
+  if count < 2:
+    raise ValueError(
+        f'{flags.source} holds {count} good episode: expected at least 2, as one control is '
+        "another episode's memory.")
   encode = None if model.latents is None else jax.jit(model.latents.encode)
   odometry = None
   if description['protocol']['odometry']:

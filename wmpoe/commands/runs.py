@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
+import re
 import sys
 from typing import Any
 
+from flax import traverse_util
 import jax
 import numpy as np
 
@@ -35,8 +37,25 @@ def make_task(description: Mapping[str, Any]) -> Any:
   """The training task a description names.
 
   Raises:
-    ValueError: for an unknown expert, or one that lacks what it starts from.
+    ValueError: for an unknown expert, or one that lacks what it starts from, or what is to stay as
+      it was there.
   """
+  task = _task(description)
+  learn = description['train'].get('learn')
+  if learn:
+    own = traverse_util.flatten_dict(jax.eval_shape(task.init, jax.random.key(0)), sep='/')
+    given = traverse_util.flatten_dict(getattr(task, 'initial', None) or {}, sep='/')
+    fresh = sorted(path for path, leaf in own.items() if not re.search(learn, path) and (
+        path not in given or given[path].shape != leaf.shape))
+    if fresh:
+      raise ValueError(
+          f'train.learn={learn!r} leaves all other parameters as they were in init_from='
+          f'{description.get("init_from", "")!r}, where these {len(fresh)} are not: '
+          f'{", ".join(fresh[:4])}{", ..." if fresh[4:] else ""}.')
+  return task
+
+
+def _task(description: Mapping[str, Any]) -> Any:
   kind, frame_shape = description['expert'], zoo.environment(description['env']).frame_shape
   if kind == 'autoencoder':
     perceptual = None
@@ -62,7 +81,9 @@ def make_task(description: Mapping[str, Any]) -> Any:
       raise ValueError(
           f'init_from={description["init_from"]!r} was trained on {card["config"]["env"]}; this '
           f'run is for {description["env"]}.')
-    if kind != 'spatial':
+    if kind == 'spatial':
+      initial = initial if 'denoiser' in initial else {'denoiser': initial}
+    else:
       # A joint network is base and spatial expert in one: it is the base that others fork from,
       # and what only serves another memory does not come along.
       initial = initial.get('denoiser', initial)
@@ -79,7 +100,7 @@ def make_task(description: Mapping[str, Any]) -> Any:
     return tasks.SpatialTask(
         model=zoo.spatial_model(description), objective=objective, initial=initial,
         empty_rate=description['empty_rate'], points=zoo.point_maps(description),
-        drift=tuple(description.get('drift', (0.0, 0.0))), learn=description.get('learn', ''),
+        drift=tuple(description.get('drift', (0.0, 0.0))),
         unwarped_rate=description.get('unwarped_rate', 0.3), **dims)
   known = (*zoo.TRAINED, *zoo.BASELINES, *perception.KINDS)
   raise ValueError(f'Unknown expert {kind!r}; expected one of {", ".join(known)}.')
@@ -194,17 +215,19 @@ def pin_networks(description: dict[str, Any]) -> None:
     description['encoder_sha256'] = zoo.encoder_hash(space)
 
 
-def finished(description: Mapping[str, Any], task: Any, params: Any) -> Any:
-  """What is packaged: the parameters, those that were not to learn among them.
+def finished(description: Mapping[str, Any], params: Any) -> Any:
+  """What is packaged: the parameters.
 
   An autoencoder's come with the statistics of its latents, taken over the training frames, so that
-  standardised latents have mean 0 and variance 1.
+  standardised latents have mean 0 and variance 1. Where its encoder stayed as it was they stay,
+  too, and all that was made in these latents fits.
   """
   if description['expert'] != 'autoencoder':
-    return task.whole(params) if description['expert'] == 'spatial' else params
+    return params
   earlier = _earlier(description)
-  if earlier is not None:
-    return {**earlier, 'autoencoder': {**earlier['autoencoder'], **params}}
+  if earlier is not None and jax.tree.all(jax.tree.map(
+      np.array_equal, *map(autoencoder.encoder_of, (params, earlier['autoencoder'])))):
+    return {**earlier, 'autoencoder': params}
   env = zoo.environment(description['env'])
   network = perception.autoencoder(description, env.frame_shape)
   channels = np.zeros(network.channels, np.float32)
@@ -218,7 +241,7 @@ def finished(description: Mapping[str, Any], task: Any, params: Any) -> Any:
 
 
 def _earlier(description: Mapping[str, Any]) -> Any:
-  """The autoencoder whose decoder is trained on; None to train a new one.
+  """The autoencoder that is trained on; None to train a new one.
 
   Raises:
     ValueError: if it is of other sizes.

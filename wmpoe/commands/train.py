@@ -64,14 +64,14 @@ def _evaluator(
   return evaluate
 
 
-def _flops(task: Any, params: Any, batch: Any, batch_size: int) -> float | None:
+def _flops(loss: Any, params: Any, batch: Any, batch_size: int) -> float | None:
   """Floating-point operations of a step's loss and gradient, as XLA counts them; None if not.
 
   It counts a loop's body once: of a state-space model's recurrence, a hundredth of it, the most is
   missing where that is sequential.
   """
   shape = lambda leaf, size=(): jax.ShapeDtypeStruct((*size, *leaf.shape[len(size):]), leaf.dtype)
-  step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+  step = jax.jit(jax.value_and_grad(loss, has_aux=True))
   lowered = step.lower(
       jax.tree.map(shape, params), jax.tree.map(lambda x: shape(x, (batch_size,)), batch),
       jax.random.key(0))
@@ -87,6 +87,10 @@ def run(flags: absl_flags.FlagValues) -> int:
   if flags.package and not flags.package.endswith('.npz'):
     raise ValueError(f'--package={flags.package} must be a file named *.npz.')
   description = common.plain(config)
+  if 'data' not in description:
+    raise ValueError(
+        'This configuration describes a world, not what is to be trained: name a variant, for '
+        'instance --config=configs/memory_maze.py:cpu_spatial.')
   for use in ('compose', 'protocol', 'camera'):  # how experts are used, not how they are trained
     description.pop(use, None)
   own_data.fit(description, description['data'].get('folder'))
@@ -112,8 +116,10 @@ def _train(
     measured = evaluate(result.state.ema, result.step)
     params = sharding.gathered(mesh, result.state.ema)
     if multihost.is_main():
-      flops = _flops(task, params, next(batches), description['train']['batch_size'])
-      params = runs.finished(description, task, params)
+      flops = _flops(
+          trainer.loss_of(task, options), params, next(batches),
+          description['train']['batch_size'])
+      params = runs.finished(description, params)
       _package(flags, description, params, result.step, flops, measured)
   return roll_call.TRY_AGAIN if result.reason == 'signal' else 0
 

@@ -5,6 +5,7 @@ The state (step, parameters, moving average, optimiser), the options, and the ji
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import re
 from typing import Any, Literal, Protocol
 
 from flax import struct
@@ -49,6 +50,8 @@ class TrainConfig:
     b1: AdamW's first decay.
     b2: AdamW's second decay.
     ema_decay: of the parameters' moving average, in [0, 1).
+    learn: pattern (`re.search`) of the paths of the parameters that learn, 'block_0/mlp_in/kernel';
+      the others stay as they are. Empty for all.
     log_every: steps between rows of metrics.jsonl; a row holds means over them.
     checkpoint_every: steps between checkpoints; the last step always has one.
     eval_every: steps between evaluations, None for the last step only.
@@ -71,6 +74,7 @@ class TrainConfig:
   b1: float = 0.9
   b2: float = 0.99
   ema_decay: float = 0.999
+  learn: str = ""
   log_every: int = 50
   checkpoint_every: int = 500
   eval_every: int | None = None
@@ -200,6 +204,36 @@ def decay_mask(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def learns(params: Any, pattern: str) -> Any:
+  """Returns a tree of bools: True where a parameter's path, 'a/b/kernel', matches the pattern.
+
+  Raises:
+    ValueError: if none does.
+  """
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  mask = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: re.search(pattern, name(path)) is not None, params
+  )
+  if not any(jax.tree.leaves(mask)):
+    some = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)][:3]
+    raise ValueError(
+      f"learn={pattern!r} matches the path of no parameter. They are named like {', '.join(some)}."
+    )
+  return mask
+
+
+def loss_of(task: Task, config: TrainConfig) -> Callable[..., Any]:
+  """Returns the task's loss as a training differentiates it: by the parameters that learn."""
+  if not config.learn:
+    return task.loss
+
+  def loss(params: Any, batch: Any, key: jax.Array) -> Any:
+    held = lambda learning, leaf: leaf if learning else jax.lax.stop_gradient(leaf)
+    return task.loss(jax.tree.map(held, learns(params, config.learn), params), batch, key)
+
+  return loss
+
+
 def make_optimizer(
   *,
   learning_rate: float,
@@ -239,8 +273,8 @@ def make_optimizer(
 
 
 def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
-  """Returns the optimiser that a configuration describes."""
-  return make_optimizer(
+  """Returns the optimiser that a configuration describes; it keeps nothing of what stays."""
+  optimizer = make_optimizer(
     learning_rate=config.learning_rate,
     warmup_steps=config.warmup_steps,
     total_steps=config.steps,
@@ -249,6 +283,11 @@ def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
     clip_norm=config.clip_norm,
     b1=config.b1,
     b2=config.b2,
+  )
+  if not config.learn:
+    return optimizer
+  return optax.partition(
+    {True: optimizer, False: optax.set_to_zero()}, lambda params: learns(params, config.learn)
   )
 
 
@@ -274,7 +313,9 @@ def make_train_step(
     schedule=config.schedule,
   )
 
-  loss_fn = task.loss if layout is None else sharding.whole_at_use(task.loss, layout.params)
+  loss_fn = loss_of(task, config)
+  if layout is not None:
+    loss_fn = sharding.whole_at_use(loss_fn, layout.params)
 
   def gradients(params: Any, batch: Any, key: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
     values, grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)

@@ -1,7 +1,6 @@
 """What each expert is trained on: pure init and loss for the trainer."""
 
 import dataclasses
-import re
 from typing import Any
 
 import chex
@@ -59,12 +58,11 @@ class SpatialTask:
     empty_rate: Probability that a sample's map is left empty (trains the baseline).
     action_dim: A.
     pose_dim: P.
-    initial: Optional parameters of a base, from which the denoiser is forked, or of a spatial
-      expert, {'denoiser', 'encoder'}, to go on from. New leaves are fresh.
+    initial: Optional parameters to fork from, {'denoiser', 'encoder'} or one of them; leaves they
+      lack are fresh.
     points: Optional point maps, of a model that reads views warped from them.
     drift: How far remembered poses are off while training, see `key_frames.drifted`.
     unwarped_rate: See `key_frames.key_frame_loss`.
-    learn: Optional pattern of the paths of the leaves that learn; the others stay as they are.
   """
 
   model: spatial.SpatialModel | key_frames.KeyFrameModel
@@ -76,51 +74,16 @@ class SpatialTask:
   points: point_maps.PointMaps | None = None
   drift: tuple[float, float] = (0.0, 0.0)
   unwarped_rate: float = 0.3
-  learn: str = ''
-
-  def __post_init__(self):
-    if self.learn and self.initial is None:
-      raise ValueError(
-          f'learn={self.learn!r} leaves all other parameters as they were: say in init_from where.')
 
   def init(self, key: chex.PRNGKey) -> Any:
-    """Fresh parameters, but for those it starts from; of those that learn.
-
-    Raises:
-      ValueError: if none learn, or one that does not is not among those it starts from.
-    """
+    """Fresh parameters, but for those it is forked from."""
     params = self.model.init(key, action_dim=self.action_dim, pose_dim=self.pose_dim)
-    if self.initial is None:
-      return params
-    params = {**params, **{name: _fork(params[name], part) for name, part in self._given().items()}}
-    if not self.learn:
-      return params
-    flat, given = map(traverse_util.flatten_dict, (params, self._given()))
-    learning = {path: leaf for path, leaf in flat.items() if re.search(self.learn, '/'.join(path))}
-    fresh = sorted(
-        '/'.join(path) for path, leaf in flat.items() if path not in learning and (
-            path not in given or given[path].shape != leaf.shape))
-    if fresh or not learning:
-      raise ValueError(
-          f'learn={self.learn!r} matches the paths of {len(learning)} parameters of {len(flat)}; '
-          f'what it does not match must be in init_from, where these are not: {fresh}.')
-    return traverse_util.unflatten_dict(learning)
-
-  def whole(self, params: Any) -> Any:
-    """The expert: parameters that learn, and those that stay."""
-    if not self.learn:
-      return params
-    return traverse_util.unflatten_dict(
-        {**traverse_util.flatten_dict(self._given()), **traverse_util.flatten_dict(params)})
-
-  def _given(self) -> Any:
-    return self.initial if 'denoiser' in self.initial else {'denoiser': self.initial}
+    return params if self.initial is None else _fork(params, self.initial)
 
   def loss(
       self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss through the memory, of a batch of `RandomClip(history=...)`."""
-    params = self.whole(params)
     history = objective_lib.Clip(
         frames=batch['history_frames'], actions=batch['history_actions'],
         poses=batch['history_poses'], valid=batch['history_valid'])
@@ -205,8 +168,7 @@ class AutoencoderTask:
     absolute: Weight of the absolute error beside the squared one.
     perceptual: Optional distance of frames, see `autoencoder.reconstruction_loss`.
     perceptual_weight: Its weight.
-    initial: Optional parameters to go on from. Only the decoder learns then, and all that was made
-      in the latents goes on to fit them.
+    initial: Optional parameters to go on from.
   """
 
   network: autoencoder.Autoencoder
@@ -217,17 +179,14 @@ class AutoencoderTask:
   initial: Any = None
 
   def init(self, key: chex.PRNGKey) -> Any:
-    """Fresh parameters, or those of the decoder to go on from."""
-    if self.initial is None:
-      return self.network.init(key, jnp.zeros((1, *self.network.frame_shape)))['params']
-    return {name: jax.tree.map(jnp.asarray, part) for name, part in self.initial.items()
-            if name not in autoencoder.encoder_of(self.initial)}
+    """Fresh parameters, or those to go on from."""
+    params = self.network.init(key, jnp.zeros((1, *self.network.frame_shape)))['params']
+    return params if self.initial is None else _fork(params, self.initial)
 
   def loss(
       self, params: Any, batch: dict[str, Any], key: chex.PRNGKey
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The reconstruction loss of uint8 frames [B H W 3], and its mean squared error."""
-    params = {**(self.initial or {}), **params}
     loss, mse = autoencoder.reconstruction_loss(
         self.network, params, batch['frames'], key, noise=self.noise, absolute=self.absolute,
         perceptual=self.perceptual, perceptual_weight=self.perceptual_weight)
@@ -244,15 +203,15 @@ def _fork(params: Any, initial: Any) -> Any:
   """
   fork = traverse_util.flatten_dict(initial)
   own = traverse_util.flatten_dict(params)
-  tokens = ('map_embed', 'kernel')
-  if tokens in fork and tokens in own:
-    more = own[tokens].shape[0] - fork[tokens].shape[0]
-    fork[tokens] = jnp.pad(fork[tokens], ((0, max(more, 0)), (0, 0)))
+  for path in own.keys() & fork.keys():
+    if path[-2:] == ('map_embed', 'kernel'):
+      more = own[path].shape[0] - fork[path].shape[0]
+      fork[path] = jnp.pad(fork[path], ((0, max(more, 0)), (0, 0)))
   misfits = [
       '/'.join(path) for path, leaf in fork.items()
       if path not in own or own[path].shape != leaf.shape]
   if misfits:
-    raise ValueError(f'The base to fork from has leaves this network lacks: {misfits}.')
+    raise ValueError(f'What it is forked from has leaves this network lacks: {misfits}.')
   own.update({path: jnp.asarray(leaf) for path, leaf in fork.items()})
   return traverse_util.unflatten_dict(own)
 

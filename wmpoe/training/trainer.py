@@ -37,6 +37,7 @@ Batches = inputs.Batches
 Task = state_lib.Task
 TrainConfig = state_lib.TrainConfig
 make_train_step = state_lib.make_train_step
+loss_of = state_lib.loss_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
