@@ -183,6 +183,15 @@ def test_bad_input_is_named(wmpoe, flags, message):
   assert message in done.err
 
 
+def test_mazes_of_another_resolution_are_named(wmpoe, tmp_path):
+  with np.load(EPISODE) as fields:
+    wide = fields['image'].repeat(2, axis=1).repeat(2, axis=2)
+    np.savez(tmp_path / 'wide.npz', **{**fields, 'image': wide})
+  done = wmpoe('encode', config(), f'--source={tmp_path}', '--workdir=cache')
+  assert done.code == 2
+  assert "wide.npz: field 'image' gives frames (124, 124, 3); expected (60, 60, 3)" in done.err
+
+
 def test_a_world_alone_is_not_trained(wmpoe):
   done = wmpoe('train', config(''), '--workdir=run')
   assert done.code == 2

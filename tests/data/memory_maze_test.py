@@ -228,13 +228,14 @@ def test_a_folder_names_and_counts_what_is_bad(tmp_path):
   (tmp_path / '000001.npz').write_bytes(TINY.read_bytes()[:1000])
   _write(tmp_path / '000002.npz')
   (tmp_path / 'collection.json').write_text('{}')
+  (tmp_path / '000003.npz').symlink_to('gone')
   source = memory_maze.MazeFolder(tmp_path)
   assert [path.name for path in source.paths] == ['000000.npz', '000002.npz']
-  assert [path.name for path in source.bad] == ['000001.npz']
+  assert [path.name for path in source.bad] == ['000001.npz', '000003.npz']
   assert len(source) == 2
   assert source.frame_shape == (60, 60, 3)
   assert source[1].meta['source'] == '000002.npz'
-  assert source.report().startswith('2 episodes, 1 bad files left out\n')
+  assert source.report().startswith('2 episodes, 2 bad files left out\n')
   assert '000001.npz: not a whole npz archive' in source.report()
   with pytest.raises(ValueError, match='000001.npz: not a whole'):
     memory_maze.MazeFolder(tmp_path, strict=True)

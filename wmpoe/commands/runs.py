@@ -161,10 +161,15 @@ def open_folder(folder: str, env: Any, strict: bool = False) -> Any:
   Memory Maze files without border, every `skip`-th frame; own data as it is.
 
   Raises:
-    ValueError: own data of other spaces than the environment's.
+    ValueError: own data of other spaces than the environment's, or mazes of another resolution.
   """
   if not isinstance(env, spaces.Spaces):
-    return memory_maze.MazeFolder(folder, strict, skip=env.skip, border=env.border)
+    mazes = memory_maze.MazeFolder(folder, strict, skip=env.skip, border=env.border)
+    if mazes.frame_shape != tuple(env.frame_shape):
+      raise ValueError(
+          f"{mazes.paths[0]}: field 'image' gives frames {mazes.frame_shape}; expected "
+          f'{tuple(env.frame_shape)} of this configuration (config.env.image, border).')
+    return mazes
   found = inspection.GoodEpisodes(folder, strict)
   if found.spaces != env:
     raise ValueError(

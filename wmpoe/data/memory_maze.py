@@ -267,7 +267,7 @@ class MazeFolder:
     for path in _files(paths):
       try:
         shape = subsample(load(path), skip, border=border).frames.shape[1:]
-      except ValueError as error:
+      except (OSError, ValueError) as error:  # also what cannot be opened, as a dangling link
         if strict:
           raise
         self.bad[path] = str(error)
