@@ -1,6 +1,7 @@
 """A file is there whole or not at all."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -47,3 +48,11 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
       [sys.executable, '-c', code, str(path)], capture_output=True, check=False)
   assert done.returncode == -signal.SIGKILL, done.stderr
   assert path.read_bytes() == b'old'
+
+
+@pytest.mark.parametrize('path', ['gs://bucket/a.npz', pathlib.Path('gs://bucket/a.npz')])
+def test_no_folder_is_made_in_the_name_of_a_bucket(tmp_path, monkeypatch, path):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match="a.npz' is in an object store, where only training runs"):
+    whole_file.write(path, b'lost')
+  assert list(tmp_path.iterdir()) == []

@@ -6,8 +6,23 @@ from collections.abc import Callable
 import contextlib
 import os
 import pathlib
+import re
 import secrets
 from typing import Any
+
+
+def local(path: str | os.PathLike[str]) -> pathlib.Path:
+  """The path, if it is one of this machine's.
+
+  Raises:
+    ValueError: if it is an object store's, 'gs://...', of which a folder 'gs:' would be made here.
+  """
+  store = re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', os.fspath(path))
+  if store:
+    raise ValueError(
+        f"'{os.fspath(path)}' is in an object store, where only training runs are kept: expected "
+        'a path of this machine. Write here and copy the file there.')
+  return pathlib.Path(path)
 
 
 def write(path: str | os.PathLike[str], content: bytes | Callable[[Any], Any]) -> pathlib.Path:
@@ -22,8 +37,9 @@ def write(path: str | os.PathLike[str], content: bytes | Callable[[Any], Any]) -
 
   Raises:
     OSError: The folder cannot be made or written, or the disk is full; says what to do.
+    ValueError: An object store's path.
   """
-  path = pathlib.Path(path)
+  path = local(path)
   # In the same folder, since a rename is atomic only within one file system. The name ends as no
   # file of ours does: what a killed run leaves behind is never taken for a finished one.
   temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')

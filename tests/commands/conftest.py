@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,8 @@ def wmpoe(capsys, monkeypatch, tmp_path):
 
   def run(*arguments):
     capsys.readouterr()
-    code = cli.main(['wmpoe', *map(str, arguments)])
+    monkeypatch.setattr(sys, 'argv', ['wmpoe', *map(str, arguments)])
+    code = cli.main(sys.argv)
     return Outcome(code, *capsys.readouterr())
 
   return run

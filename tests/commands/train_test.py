@@ -23,7 +23,8 @@ def test_trains_packages_goes_on_and_refuses_another_config(wmpoe, tiny, tmp_pat
   card = packaged.card(tmp_path / 'made' / 'base.npz')
   assert (card['steps'], card['config']['model']['width']) == (4, 16)
   assert card['result']['validation_loss'] > 0
-  assert '--package=made/base.npz' in card['command']
+  assert card['command'].startswith('python -m wmpoe train --config=')
+  assert '--config.train.steps=4' in card['command'], 'what the expert needs to be made again'
   assert wmpoe('info', '--expert=made/base.npz').code == 0
 
   done = _train(wmpoe, tiny, '--workdir=run', steps=6)
@@ -74,6 +75,7 @@ def test_a_start_from_another_environment_is_refused(wmpoe, tiny):
 
 @pytest.mark.parametrize(('flags', 'message'), [
     ([], 'Give the folder of the run, for instance --workdir=runs/cards_base.'),
+    (['--workdir=run', '--package=gs://bucket/a.npz'], "'gs://bucket/a.npz' is in an object store"),
     (['--workdir=run', '--package=base.pkl'], '--package=base.pkl must be a file named *.npz.'),
     (['--workdir=run', '--config.train.steps=0'], 'TrainConfig.steps = 0: expected at least 1.'),
     (['--workdir=run', '--config.expert=bass'], "Unknown expert 'bass'; expected one of base"),

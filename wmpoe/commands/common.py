@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import pathlib
+import shlex
 import sys
 import time
 from typing import Any
@@ -12,8 +13,14 @@ from ml_collections import config_flags
 
 from wmpoe import multihost
 from wmpoe import sharding
+from wmpoe import whole_file
 
 _EXAMPLE = 'configs/cards.py:base'
+
+
+def command_line() -> str:
+  """What this process was called with, as a shell takes it: kept with results and weights."""
+  return shlex.join(['python', '-m', 'wmpoe', *sys.argv[1:]])
 
 
 def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
@@ -76,8 +83,9 @@ def output_folder(path: str) -> pathlib.Path:
 
   Raises:
     OSError: if it can't be.
+    ValueError: if it is an object store's.
   """
-  folder = pathlib.Path(path)
+  folder = whole_file.local(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / '.wmpoe-probe'

@@ -64,7 +64,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   begun = time.monotonic()
   body, strips, best = (_maze if name == 'memory_maze' else _cards)(model, description, flags)
   out = results.make(
-      results.meta(' '.join(['python -m wmpoe', *sys.argv[1:]]),
+      results.meta(common.command_line(),
                    {'experts': experts, 'compose': compositions.COMPOSED[name]},
                    seeds=[flags.seed], seconds=time.monotonic() - begun), **body)
   title = {'cards': 'Memory Cards', 'memory_maze': 'Memory Maze'}[name]

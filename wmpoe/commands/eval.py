@@ -124,7 +124,7 @@ def run(flags: absl_flags.FlagValues) -> None:
       facts = {key: description[key] for key in ('env', 'compose')}
       _write(folder, protocol, f'{_TITLES[name]}: {protocol}', strips, results.make(
           results.meta(
-              ' '.join(['python -m wmpoe', *sys.argv[1:]]), {**facts, **about},
+              common.command_line(), {**facts, **about},
               seeds=list(range(flags.seeds)), seconds=time.monotonic() - begun + parts.seconds),
           **body))
   for parts in kept:

@@ -19,6 +19,7 @@ from wmpoe import multihost
 from wmpoe import packaged
 from wmpoe import roll_call
 from wmpoe import sharding
+from wmpoe import whole_file
 from wmpoe.commands import common
 from wmpoe.commands import own_data
 from wmpoe.commands import runs
@@ -86,6 +87,8 @@ def run(flags: absl_flags.FlagValues) -> int:
     raise ValueError('Give the folder of the run, for instance --workdir=runs/cards_base.')
   if flags.package and not flags.package.endswith('.npz'):
     raise ValueError(f'--package={flags.package} must be a file named *.npz.')
+  if flags.package:
+    whole_file.local(flags.package)  # said now, not when all is trained
   description = common.plain(config)
   if 'data' not in description:
     raise ValueError(
@@ -136,9 +139,7 @@ def _package(
       'steps': steps,
       'train_seconds': metrics_log.read(flags.workdir)[-1]['seconds'],
       'train_flops': None if flops is None else steps * flops,
-      'command': (f'python -m wmpoe train --config=configs/{description["env"]["name"]}.py:'
-                  f'{description.get("variant", description["expert"])} '
-                  f'--workdir={flags.workdir} --package={flags.package}'),
+      'command': common.command_line(),
       'result': measured,
       'licence': 'Apache-2.0',
   })
