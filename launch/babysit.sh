@@ -12,7 +12,7 @@ was, as `python -m wmpoe train` does when its --workdir is a gs:// folder.
 
   export NAME=maze PROJECT=my-project ZONE=us-central2-b ACCELERATOR=v4-32 SPOT=1
   launch/babysit.sh -- python -m wmpoe train --distributed=auto \
-    --config=configs/memory_maze.py:base --workdir=gs://my-bucket/maze
+    --config=configs/cards.py:base --workdir=gs://my-bucket/cards
 
 It ends with 0 when COMMAND is done, and with COMMAND's exit code when COMMAND objects (a wrong flag,
 a diverged loss) on a slice that is well. The slice stays; KEEP= deletes it when COMMAND is done.

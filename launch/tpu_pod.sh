@@ -22,7 +22,7 @@ A Cloud TPU slice, from request to removal. All of it goes through gcloud, nothi
   export NAME=maze PROJECT=my-project ZONE=us-central2-b ACCELERATOR=v4-32 SPOT=1
   launch/tpu_pod.sh create && launch/tpu_pod.sh setup
   launch/tpu_pod.sh run -- python -m wmpoe train --distributed=auto \
-    --config=configs/memory_maze.py:base --workdir=gs://my-bucket/maze
+    --config=configs/cards.py:base --workdir=gs://my-bucket/cards
 
 Required:
   NAME, PROJECT, ZONE   of the slice
