@@ -88,7 +88,7 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   assert done.code == 0, done.err
   card = packaged.card(tmp_path / 'cpu_spatial.npz')
   assert card['config']['depth_sha256'] == packaged.card(tmp_path / 'depth.npz')['sha256']
-  assert card['command'].startswith('python -m wmpoe train --config=configs/memory_maze.py:cpu_sp')
+  assert 'configs/memory_maze.py:cpu_spatial --config.train.batch_size=2' in card['command']
   done = _train(wmpoe, 'cpu_ssm', cache, '--config.init_from=cpu_spatial.npz',
                 '--config.model.context=5')
   assert done.code == 0, done.err
