@@ -192,6 +192,16 @@ def test_mazes_of_another_resolution_are_named(wmpoe, tmp_path):
   assert "wide.npz: field 'image' gives frames (124, 124, 3); expected (60, 60, 3)" in done.err
 
 
+def test_another_episode_must_be_there(wmpoe, tmp_path):
+  (tmp_path / 'one').mkdir()
+  (tmp_path / 'one' / 'good.npz').write_bytes(EPISODE.read_bytes())
+  (tmp_path / 'one' / 'bad.npz').write_bytes(b'no zip')
+  done = wmpoe('eval', config(), '--protocol=table1', f'--source={tmp_path / "one"}',
+               '--metrics=psnr', '--workdir=there')
+  assert done.code == 2
+  assert 'one holds 1 good episode: expected at least 2' in done.err
+
+
 def test_a_world_alone_is_not_trained(wmpoe):
   done = wmpoe('train', config(''), '--workdir=run')
   assert done.code == 2
