@@ -78,7 +78,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   # replays inside what is remembered.
   config.protocol = dict(
       history=200, starts=(200, 240), replays=(60, 100, 140), chunks=2,
-      contexts=(50, 100, 150, 200, 250), ranks=(8, 32, 64, 256), rank_histories=(50, 150, 250),
+      contexts=(50, 100, 150, 200, 250), rank_histories=(50, 150, 250),
+      ranks=(8, 16, 32, 64, 256, 'full'),  # 'full': all layers finetuned, so:
+      full=dict(steps=100, optimizer=dict(name='adam', learning_rate=1e-4, halving_steps=100)),
       first=33, rounds=11, steps_per_round=25,
       weights=compositions.MEMORY_MAZE_FEWER, odometry='memory_maze_odometry',
       # Files of models by themselves; '' for the packaged one, and for none if none is packaged.
@@ -220,4 +222,5 @@ def _paper_scale(config: ml_collections.ConfigDict) -> None:
   writing.update(steps=500, target=17)
   writing.objective.update(
       weighting='sigmoid', null_rate=0.0, time_power=1.0)
+  config.protocol.full = dict(steps=writing.steps, optimizer=writing.optimizer)
   config.protocol.absolute = {**compose.long_term.to_dict(), 'baseline': 'own'}

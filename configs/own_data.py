@@ -46,7 +46,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   # Frames remembered, and where each episode is continued; see configs/memory_maze.py.
   config.protocol = dict(
       history=200, starts=(200, 240), replays=(60, 100, 140), chunks=2,
-      contexts=(50, 100, 150, 200), ranks=(8, 32, 64), rank_histories=(50, 150, 200),
+      contexts=(50, 100, 150, 200), ranks=(8, 32, 64, 'full'), rank_histories=(50, 150, 200),
+      full=dict(steps=100, optimizer=dict(name='adam', learning_rate=1e-4, halving_steps=100)),
       first=33, rounds=8, steps_per_round=25,
       weights=compositions.MEMORY_MAZE_FEWER, odometry='')
   if variant in ('', 'pixels'):

@@ -1,3 +1,5 @@
+import pathlib
+
 import pytest
 
 from wmpoe import zoo
@@ -5,12 +7,14 @@ from wmpoe.evaluation import film
 from wmpoe.evaluation import recall
 from wmpoe.evaluation import results
 
+CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'cards.py'
+
 
 @pytest.fixture
 def demo(wmpoe, tiny, monkeypatch):
   """Calls the demo on a tiny world in place of the packaged one."""
   monkeypatch.setattr(
-      zoo, 'load', lambda name: tiny.world('short_term', 'spatial', env=False))
+      zoo, 'load', lambda name, *, compose: tiny.world('short_term', 'spatial', env=False))
   return lambda *flags: wmpoe('demo', '--workdir=there', '--episodes=2', *flags)
 
 
@@ -37,6 +41,17 @@ def test_shows_a_table_and_writes_results_report_and_film(demo, tmp_path):
   assert 'All composed' in done.out
   assert 'try next:' in done.out and 'python -m wmpoe play' in done.out
   assert '100 %' in done.err
+
+
+def test_composes_as_it_is_told(wmpoe, tiny, tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(zoo, 'load', lambda name, *, compose: (
+      asked.append(compose), tiny.world('spatial', env=False))[1])
+  done = wmpoe('demo', '--workdir=there', '--episodes=2', f'--config={CONFIG}',
+               '--config.compose.num_steps=3')
+  assert done.code == 0, done.err
+  out = results.read(tmp_path / 'there' / 'results.json')
+  assert asked[0]['num_steps'] == 3 == out['meta']['config']['compose']['num_steps']
 
 
 def test_runs_without_any_memory(demo, tmp_path):

@@ -120,6 +120,17 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   assert out['meta']['config']['left_out'] == ['sliding', 'full', 'forcing', 'absolute']
   budget = out['meta']['config']['training']['ssm']
   assert budget['steps'] == 2 and budget['train_flops'] > 1e6 and budget['train_seconds'] > 0
+  # What an arm's networks, and those they were forked from, took to train; each once.
+  took = {name: packaged.card(f'{name}.npz')['train_flops'] / 1e12
+          for name in ('cpu_spatial', 'depth', 'cpu_ssm', 'odometry')}
+  both = took['cpu_spatial'] + took['depth']
+  for name, expected in {
+      'base': both, 'all': both, 'spatial_odometry': both + took['odometry'],
+      'ssm': both + took['cpu_ssm']}.items():
+    assert out['arms'][name]['train_tflop']['mean'] == pytest.approx(expected), name
+  assert 'train_tflop' not in out['arms']['copy_last']
+  cost = lambda name: out['arms'][name]['write_ms_per_frame']['mean']
+  assert cost('spatial_odometry') > cost('spatial'), 'to find out where one is takes time, too'
   assert (tmp_path / 'there' / 'revisit.html').stat().st_size > 10_000
   assert out['curves'][0]['title'] == 'Drift of the odometry, cells'
   # The place that both protocols share is imagined once.
@@ -134,13 +145,24 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   latent_space, _ = zoo.load_latent_space('autoencoder.npz')
   tiny = zoo.build(
       experts, {**compositions.MEMORY_MAZE, 'num_steps': 2, 'long_term': None}, latent_space)
-  monkeypatch.setattr(zoo, 'load', lambda name: tiny)
+  monkeypatch.setattr(zoo, 'load', lambda name, compose: tiny)
   done = wmpoe('demo', config(), '--episodes=2', '--workdir=demo', '--config.protocol.history=8',
                '--config.protocol.starts=(8,)', '--config.protocol.chunks=1')
   assert done.code == 0, done.err
   out = results.read(tmp_path / 'demo' / 'results.json')
   assert out['arms']['spatial']['psnr']['n'] == 2 and 'copy_turned' in out['arms']
   assert (tmp_path / 'demo' / 'episode.gif').read_bytes().startswith(b'GIF89a')
+
+
+def test_strict_stops_at_a_bad_episode(wmpoe, source, autoencoder):
+  flags = [f'--config.autoencoder={autoencoder}', '--strict']
+  for command in (
+      ['train', config('autoencoder'), *TRAIN, '--workdir=runs/strict', '--strict',
+       f'--config.data.folder={source}', f'--config.data.validation={source}',
+       '--config.objective.perceptual_weight=0.0'],
+      ['eval', config(), f'--source={source}', *flags]):
+    done = wmpoe(*command)
+    assert done.code == 2 and 'broken.npz' in done.err, command[0]
 
 
 def test_a_cache_of_another_autoencoder_is_refused(wmpoe, cache, tmp_path):
@@ -173,6 +195,7 @@ def test_a_decoder_is_trained_on_and_latents_stay(wmpoe, source, autoencoder):
     (['encode'], 'Give the folder of the episodes, --source, and of the cache, --workdir.'),
     (['encode', '--source=nowhere', '--workdir=there', '--config.autoencoder=gone.npz'],
      "'gone.npz' is neither a file nor a packaged expert"),
+    (['eval', '--split=validation'], 'give the folder of the episodes of this world, --source'),
     (['train', '--workdir=run', '--config.autoencoder=cards_base'],
      "holds the expert 'base'; expected an autoencoder"),
 ])

@@ -32,7 +32,11 @@ def test_what_was_written_is_read(cache):
     np.testing.assert_allclose(item.frames, z, atol=2e-3)
     np.testing.assert_array_equal(item.poses, given.poses)
     assert not item.more, 'pictures are read where they are asked for'
-  assert latents.read_index(cache)['psnr'] == 31.0
+  index = latents.read_index(cache)
+  mean, std = latents.channel_statistics([z for _, _, z in items()])
+  assert index['psnr'] == 31.0
+  np.testing.assert_allclose(index['channel_mean'], mean, rtol=1e-5)
+  np.testing.assert_allclose(index['channel_std'], std, rtol=1e-5)
 
 
 def test_pictures_are_there_for_those_who_need_them(cache):

@@ -27,7 +27,9 @@ from wmpoe.networks import ssm
 DIMS = {'action_dim': 3, 'pose_dim': 3}
 SETTING = {
     'history': 8, 'starts': (8, 10), 'replays': (4, 6), 'chunks': 1, 'contexts': (4, 8),
-    'ranks': (1, 2), 'rank_histories': (8,), 'first': 4, 'rounds': 3, 'steps_per_round': 1}
+    'ranks': (1, 2, 'full'), 'rank_histories': (8,),
+    'full': {'steps': 2, 'optimizer': {'name': 'adam', 'learning_rate': 1e-3}},
+    'first': 4, 'rounds': 3, 'steps_per_round': 1}
 
 
 class Stages:
@@ -151,6 +153,8 @@ def test_contrast_leaves_the_base_and_changes_the_rest(study):
   out = run('contrast', only(study, 'short_term'))
   assert psnr(out, 'base') != psnr(out, 'base_contrast')
   assert psnr(out, 'short_term') != psnr(out, 'short_term_off')
+  assert set(out['controls']) == {'other_episode', 'shuffled_history'}
+  assert 'copy_pose' in out['arms']
 
 
 def test_context_asks_for_the_same_frames_after_every_history(study):
@@ -159,11 +163,19 @@ def test_context_asks_for_the_same_frames_after_every_history(study):
   assert psnr(out, 'base_4') == pytest.approx(psnr(out, 'base_8'), abs=1e-6)
   assert psnr(out, 'long_term_4') != psnr(out, 'long_term_8')
   assert out['curves'][0]['series']['base']['x'] == [4, 8]
+  assert set(out['controls']) == {
+      f'{kind}_{length}' for kind in ('other_episode', 'shuffled_history') for length in (4, 8)}
+  # A mean of more frames is another picture.
+  assert psnr(out, 'copy_mean_4') != psnr(out, 'copy_mean_8')
 
 
 def test_rank_writes_less_into_less(study):
   out = run('rank', study)
-  assert set(out['arms']) == {'base', 'rank_1_history_8', 'rank_2_history_8'}
+  ranked = {'rank_1_history_8', 'rank_2_history_8', 'rank_full_history_8'}
+  assert {name for name in out['arms'] if 'copy' not in name} == {'base', *ranked}
+  assert set(out['controls']) == {
+      f'{kind}_rank_{value}' for kind in ('other_episode', 'shuffled_history')
+      for value in SETTING['ranks']}
   size = lambda name: out['arms'][name]['memory_bytes']['mean']
   assert size('rank_2_history_8') == pytest.approx(2 * size('rank_1_history_8'))
   # Alone, as in every other protocol, it has the weight of a memory alone.
@@ -172,16 +184,24 @@ def test_rank_writes_less_into_less(study):
   found = run('rank', silent)['arms']
   assert found['rank_2_history_8']['psnr']['mean'] == pytest.approx(found['base']['psnr']['mean'])
   assert psnr(out, 'rank_2_history_8') != psnr(out, 'base')
+  assert len({psnr(out, name) for name in ranked}) == 3
   with pytest.raises(ValueError, match='needs a long-term memory'):
     run('rank', only(study, 'short_term'))
+
+
+@pytest.mark.parametrize('bad', [0, 2.0, 'whole'])
+def test_ranks_are_checked_before_anything_is_measured(study, monkeypatch, bad):
+  monkeypatch.setattr(maze_study, 'run', None)
+  with pytest.raises(ValueError, match="expected 'full' or whole numbers from 1"):
+    run('rank', dataclasses.replace(study, setting={**SETTING, 'ranks': (8, bad)}))
 
 
 @pytest.mark.parametrize('protocol', ['context', 'streaming'])
 def test_what_is_kept_is_not_measured_again(study, tmp_path, monkeypatch, protocol):
   kept = kept_lib.Kept(tmp_path / 'parts')
-  chosen = dataclasses.replace(only(study), kept=kept)
+  chosen = dataclasses.replace(only(study, 'short_term'), kept=kept)
   first = run(protocol, chosen)
-  assert kept.parts() == (2 if protocol == 'streaming' else 2 * len(SETTING['contexts']))
+  assert kept.parts() == (4 if protocol == 'streaming' else 2 * len(SETTING['contexts']))
   monkeypatch.setattr(maze_arms, 'score', None)
   assert run(protocol, chosen)['arms'] == first['arms']
 
@@ -200,8 +220,10 @@ def test_table1_is_the_first_place_of_revisit(study, tmp_path, monkeypatch):
 def test_streaming_parts_ways_after_the_first_round(study):
   out = run('streaming', only(study, 'long_term'))
   series = out['curves'][0]['series']
-  assert set(series) == {
-      f'{name}_{appended}' for name in ('base', 'long_term') for appended in ('true', 'imagined')}
+  assert set(series) == {'other_episode', 'shuffled_history', *(
+      f'{name}_{appended}' for name in ('base', 'long_term') for appended in ('true', 'imagined'))}
+  # In random order it is another memory, of which the base's context does not know.
+  assert out['controls']['shuffled_history']['psnr'] != out['arms']['long_term_true']['psnr']
   for name in ('base', 'long_term'):
     true, imagined = (series[f'{name}_{which}']['mean'] for which in ('true', 'imagined'))
     assert len(true) == 3

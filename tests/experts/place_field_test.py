@@ -133,6 +133,26 @@ def test_inner_steps_go_on_from_the_solution_and_stay(params):
       more.lora['field']['b'] - plain.lora['field']['b'], learned, atol=1e-5)
 
 
+def test_all_layers_can_be_finetuned_from_the_solution(params):
+  low, seen = memory(params), small.observation(2, 5)
+  whole = memory(params, steps=2, spec=dataclasses.replace(
+      SPEC, full=True, targets=('field', 'query')))
+  one, other = (_append(m, m.init(2), seen) for m in (low, whole))
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2)), jnp.float32)
+  query = small.query(2, 3, params)
+  shown = lambda m, state: jax.jit(lambda s: m.read(s, query).positive(x, jnp.zeros((2, 3))))(state)
+  assert np.array_equal(whole.read(whole.init(2), query).empty, [True, True])
+  # Solved for, before any step: what the low-rank memory says.
+  np.testing.assert_allclose(shown(whole, other), shown(low, one), atol=1e-4)
+  assert not whole.read(other, query).empty.any()
+  tuned = whole.fit(other, jax.random.key(1))
+  layers = jax.tree_util.tree_leaves_with_path(tuned.lora)
+  changed = [jax.tree_util.keystr(path) for (path, leaf), before in zip(
+      layers, jax.tree.leaves(other.lora), strict=True) if (leaf != before).any()]
+  assert len(changed) == len(layers) > 1, changed
+  assert float(jnp.abs(shown(whole, tuned) - shown(whole, other)).max()) > 1e-3
+
+
 def test_it_is_empty_until_something_is_seen(params):
   ours, query = memory(params), small.query(2, 3, params)
   read = jax.jit(ours.read)

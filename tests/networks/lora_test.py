@@ -1,5 +1,8 @@
 """Tests of low-rank adapters."""
 
+import dataclasses
+
+from flax import traverse_util
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -34,6 +37,32 @@ def test_low_rank_and_merged_are_the_same_function_and_not_the_base():
   small.close(_forward(PARAMS, lora.merged(PARAMS, adapter, SPEC)), low_rank, atol=1e-4)
   small.close(_forward(lora.merge(PARAMS, adapter, SPEC), {}), low_rank, atol=1e-4)
   small.differ(_forward(PARAMS, {}), low_rank)
+
+
+def test_whole_updates_are_what_all_ranks_can_say():
+  whole = dataclasses.replace(SPEC, full=True)
+  fresh = lora.init(jax.random.key(0), PARAMS, whole)
+  small.same(_forward(PARAMS, lora.applied(PARAMS, fresh, whole)), _forward(PARAMS, {}))
+  # The low-rank update of every kernel, written as a whole one: the same function.
+  low = _adapter()
+  kernels = lora.merged(PARAMS, low, SPEC)
+  tables = {'place': SPEC.table_scale}
+  update = jax.tree_util.tree_map_with_path(
+      lambda path, zero, new, old: (new - old) / tables.get(path[0].key, 1.0),
+      fresh, _renamed(kernels), _renamed(lora.merged(
+          PARAMS, jax.tree.map(jnp.zeros_like, low), SPEC)))
+  small.close(
+      _forward(PARAMS, lora.applied(PARAMS, update, whole)),
+      _forward(PARAMS, lora.applied(PARAMS, low, SPEC)), atol=1e-4)
+  both = lora.combine(update, update, 'concatenate')
+  small.close(both['place']['update'], 2 * update['place']['update'])
+  small.same(lora.combine(update, update, 'average'), update)
+
+
+def _renamed(kernels):
+  """A tree of whole kernels with the names of a tree of whole updates."""
+  flat = traverse_util.flatten_dict(kernels)
+  return traverse_util.unflatten_dict({(*p[:-1], 'update'): leaf for p, leaf in flat.items()})
 
 
 @pytest.mark.parametrize('target', ['query', 'place'])

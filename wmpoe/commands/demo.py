@@ -56,7 +56,8 @@ def run(flags: absl_flags.FlagValues) -> None:
   folder = common.output_folder(flags.workdir)
   description = {'env': {'name': 'cards'}} if flags.config is None else common.plain(flags.config)
   name = description['env']['name']
-  model = zoo.load(name)
+  compose = description.get('compose') or compositions.COMPOSED[name]
+  model = zoo.load(name, compose=compose)
   experts = flags.experts or ['base', *model.memories]
   model = model.compose(*experts)
   if not model.with_base:
@@ -65,7 +66,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   body, strips, best = (_maze if name == 'memory_maze' else _cards)(model, description, flags)
   out = results.make(
       results.meta(common.command_line(),
-                   {'experts': experts, 'compose': compositions.COMPOSED[name]},
+                   {'experts': experts, 'compose': compose},
                    seeds=[flags.seed], seconds=time.monotonic() - begun), **body)
   title = {'cards': 'Memory Cards', 'memory_maze': 'Memory Maze'}[name]
   path = results.write(folder / 'results.json', out)

@@ -13,10 +13,10 @@ Memory Maze and own data. table1: the frames right after a history of 200; revis
 several places further on, split into those seen long ago and those never seen; replay: frames of
 the history itself; contrast: experts with and without theirs; context and rank: by length of the
 history and by LoRA rank; streaming: rounds of write, imagine, append.
-Episodes of the test split are reported; those of --split=validation, or of another --source, are
-for choosing anything. A run that is stopped goes on, part by part, by the same command. Several
-protocols with commas between them are measured one after the other; table1,revisit in the time of
-revisit.
+Episodes of the test split are reported; those of --split=validation (Memory Cards), or of another
+--source (mazes, own data), are for choosing anything. A run that is stopped goes on, part by part,
+by the same command. Several protocols with commas between them are measured one after the other;
+table1,revisit in the time of revisit.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,14 @@ from absl import flags as absl_flags
 import jax
 
 from wmpoe import multihost
+from wmpoe import packaged
 from wmpoe import world_model
 from wmpoe import zoo
 from wmpoe.commands import common
 from wmpoe.commands import own_data
 from wmpoe.commands import runs
 from wmpoe.data import spaces
+from wmpoe.evaluation import budgets
 from wmpoe.evaluation import curves
 from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import maze
@@ -67,10 +69,29 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
          'name=file,name=file with names base, short_term, spatial.')
   define('integer', 'episodes', 64, 'Held-out episodes.')
   define('integer', 'seeds', 3, 'Seeds of writing and sampling: 0, 1, ...')
-  define('string', 'split', 'test', "'test' to report, 'validation' to choose.")
+  define('string', 'split', 'test', "Memory Cards: 'test' to report, 'validation' to choose.")
   define('string', 'source', None, 'Memory Maze and own data: folder of held-out episodes (*.npz).')
+  define('boolean', 'strict', False, 'Stop at the first file that is no good instead of naming it.')
   define('list', 'metrics', ['lpips_vgg', 'lpips_alex', 'ssim', 'psnr'], 'Memory Maze: metrics.')
   define('list', 'steps', ['20', '50', '100', '250'], 'Inner steps of the protocol steps.')
+
+
+def files_of(experts: str, world: str) -> dict[str, str]:
+  """Files of the experts the user named, or names of the packaged ones, by expert.
+
+  Raises:
+    ValueError: for an item that is not name=file.
+  """
+  if not experts:
+    names = {kind: f'{world}_{kind}' for kind in zoo.TRAINED}
+    return {kind: name for kind, name in names.items() if name in packaged.names()}
+  files = {}
+  for item in experts.split(','):
+    name, _, path = item.partition('=')
+    if not path:
+      raise ValueError(f'--experts got {item!r}; expected name=file, comma separated.')
+    files[name] = path
+  return files
 
 
 def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldModel:
@@ -83,10 +104,7 @@ def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldMode
   if not experts:
     return zoo.load(description['env']['name'], compose=compose)
   files, latents = {}, None
-  for item in experts.split(','):
-    name, _, path = item.partition('=')
-    if not path:
-      raise ValueError(f'--experts got {item!r}; expected name=file, comma separated.')
+  for name, path in files_of(experts, description['env']['name']).items():
     params, card = zoo.load_expert(path)
     files[name] = (params, card['config'])
     if own and card['config']['env'] != description['env']:
@@ -191,6 +209,10 @@ def _maze(
     flags: absl_flags.FlagValues, folder: pathlib.Path,
 ) -> tuple[dict[str, Any], Any, dict[str, Any], kept_lib.Kept]:
   """A protocol of a maze or own data: what `_cards` returns."""
+  if flags['split'].present:
+    raise ValueError(
+        f'--split={flags.split} is of Memory Cards, whose episodes are made as they are asked for; '
+        'give the folder of the episodes of this world, --source.')
   if not flags.source:
     raise ValueError(
         'Give the folder of held-out Memory Maze episodes, for instance --source=data/maze/test '
@@ -199,7 +221,7 @@ def _maze(
   own = isinstance(env, spaces.Spaces)
   if model.latents is None and not own:
     raise ValueError('A Memory Maze model works in latents; its autoencoder is missing.')
-  found = runs.open_folder(flags.source, env)
+  found = runs.open_folder(flags.source, env, flags.strict)
   if found.bad:
     print(found.report(), file=sys.stderr)
   count = min(flags.episodes, len(found))
@@ -214,9 +236,14 @@ def _maze(
   setting, episodes = description['protocol'], [found[i] for i in range(count)]
   baselines: dict[str, Any] = {}
   facts: dict[str, Any] = {}
-  if protocol in ('table1', 'revisit') and not own:
+  training: dict[str, budgets.Runs] = {}
+  if protocol in _SHARED:
+    training = budgets.of_model(
+        files_of(flags.experts, description['env']['name']), model.memories, setting['odometry'])
+  if protocol in _SHARED and not own:
     baselines, facts['training'], facts['left_out'] = maze_baselines.load(
         setting, description['env'], zoo.encoder_hash(model.latents))
+    training |= {arm: budgets.runs(said['file']) for arm, said in facts['training'].items()}
     if facts['left_out']:
       print(f'left out, as there are no weights that fit: {", ".join(facts["left_out"])}. Give '
             'them with --config.protocol.baselines.NAME=FILE.npz; python -m wmpoe train makes '
@@ -231,7 +258,8 @@ def _maze(
       setting=setting, planar=not own or env.poses.kind == 'planar',
       view=own_data.view(description) if own else maze.MAZE_VIEW,
       seeds=list(range(flags.seeds)), measures=maze_arms.measures(flags.metrics),
-      odometry=odometry, progress=common.Progress, baselines=baselines, kept=kept))
+      odometry=odometry, progress=common.Progress, baselines=baselines, training=training,
+      kept=kept))
   return body, strips or None, {
       'source': flags.source, 'episodes': count, 'protocol': setting,
       'poses': 'true, but for arms that end in _odometry' if model.pose_dim else 'none', **facts,

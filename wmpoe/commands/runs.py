@@ -119,11 +119,13 @@ def check_mesh(mesh: jax.sharding.Mesh, description: Mapping[str, Any]) -> None:
 
 
 def make_batches(
-    description: Mapping[str, Any], split: str, seed: int, rows: Sequence[int] | None = None
+    description: Mapping[str, Any], split: str, seed: int, rows: Sequence[int] | None = None,
+    strict: bool = False,
 ) -> Any:
   """The input pipeline of a run; `split` is 'train' or 'validation'.
 
-  `rows` are those of each batch that this process provides, see `sharding.batch_rows`.
+  `rows` are those of each batch that this process provides, see `sharding.batch_rows`. Where it is
+  strict a file that is no good stops the run; else it is named, and left out.
   """
   env, data = zoo.environment(description['env']), description['data']
   transform: Any
@@ -137,7 +139,7 @@ def make_batches(
   else:
     folder = data['folder' if split == 'train' else 'validation']
     if description['expert'] == 'autoencoder':
-      transform, source = clips.RandomFrame(), clips.EpisodeSource(pixels(folder, env))
+      transform, source = clips.RandomFrame(), clips.EpisodeSource(pixels(folder, env, strict))
     elif description['expert'] == 'depth':
       transform, source = clips.RandomFrame(), clips.EpisodeSource(with_inverse_depth(
           latents.read(folder, encoder=description['encoder_sha256']), env))
@@ -149,7 +151,7 @@ def make_batches(
       source = clips.EpisodeSource(
           with_point_maps(description, folder) if description.get('points')
           else latents.read(folder, encoder=description['encoder_sha256'])
-          if description['autoencoder'] else pixels(folder, env))
+          if description['autoencoder'] else pixels(folder, env, strict))
   return pipeline.make_pipeline(
       source, transform=transform, batch_size=description['train']['batch_size'], seed=seed,
       rows=rows)
@@ -178,9 +180,9 @@ def open_folder(folder: str, env: Any, strict: bool = False) -> Any:
   return found
 
 
-def pixels(folder: str, env: Any) -> list[episode.Episode]:
+def pixels(folder: str, env: Any, strict: bool = False) -> list[episode.Episode]:
   """The good episodes of a folder, in memory; bad ones are named on stderr."""
-  found = open_folder(folder, env)
+  found = open_folder(folder, env, strict)
   if found.bad:
     print(found.report(), file=sys.stderr)
   return [found[i] for i in range(len(found))]

@@ -39,17 +39,22 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
       flag_values=flags)
   absl_flags.DEFINE_string(
       'package', None, 'File (*.npz) to write the finished expert to.', flag_values=flags)
+  absl_flags.DEFINE_boolean(
+      'strict', False, 'Stop at the first episode that is no good instead of naming it.',
+      flag_values=flags)
 
 
 def _evaluator(
-    task: Any, description: dict[str, Any], mesh: jax.sharding.Mesh, rows: Sequence[int]) -> Any:
+    task: Any, description: dict[str, Any], mesh: jax.sharding.Mesh, rows: Sequence[int],
+    strict: bool,
+) -> Any:
   """Loss on held-out episodes: the same batches and keys at every call."""
   layout = sharding.shardings(mesh, jax.eval_shape(task.init, jax.random.key(0)))
   whole = sharding.whole_at_use(task.loss, layout)
   loss = jax.jit(
       lambda params, batch, i: whole(params, batch, jax.random.fold_in(jax.random.key(1), i)),
       out_shardings=sharding.replicated(mesh))
-  iterator = iter(runs.make_batches(description, 'validation', seed=1, rows=rows))
+  iterator = iter(runs.make_batches(description, 'validation', seed=1, rows=rows, strict=strict))
   size = description['train']['batch_size']
   batches = [sharding.global_batch(mesh, next(iterator), size) for _ in range(_EVAL_BATCHES)]
 
@@ -109,8 +114,8 @@ def _train(
   task, options = runs.make_task(description), trainer.TrainConfig(**description['train'])
   rows = sharding.batch_rows(mesh, description['train']['batch_size'])
   batches = iter(runs.make_batches(
-      description, 'train', seed=description['data']['seed'], rows=rows))
-  evaluate = _evaluator(task, description, mesh, rows)
+      description, 'train', seed=description['data']['seed'], rows=rows, strict=flags.strict))
+  evaluate = _evaluator(task, description, mesh, rows, flags.strict)
   result = trainer.train(
       task, batches, flags.workdir, config=options, mesh=mesh, eval_fn=evaluate,
       run_config={k: v for k, v in description.items() if k != 'train'})

@@ -2,8 +2,9 @@
 
 A cache is a folder with one `NAME.npz` an episode (`latents` float16 [T h w C], `actions`, `poses`,
 the `pictures` they are of, uint8 [T H W 3], their `depth` if it is known; no pickle) and
-`latents.json`, which is written last: format, the encoder's sha256, the episodes and how well they
-are reconstructed. A cache of another encoder is refused, never mixed in.
+`latents.json`, which is written last: format, the encoder's sha256, the episodes, mean and standard
+deviation of each channel, and how well frames are reconstructed. A cache of another encoder is
+refused, never mixed in.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,8 +48,10 @@ def write(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / INDEX).unlink(missing_ok=True)  # What is about to change is no cache until it is whole.
-  metas = {}
+  metas, moments = {}, np.zeros((3, 1))
   for name, item, latents in episodes:
+    flat = np.asarray(latents, np.float64).reshape(-1, np.shape(latents)[-1])
+    moments = moments + [np.full(flat.shape[1], len(flat)), flat.sum(0), np.square(flat).sum(0)]
     arrays: dict[str, Any] = {
         'latents': np.asarray(latents, np.float16), 'actions': item.actions, 'poses': item.poses,
         'pictures': item.frames}
@@ -58,8 +61,13 @@ def write(
     whole_file.write(folder / f'{name}.npz', save)
     metas[name] = item.meta
     yield name
+  count, total, squares = moments
+  mean = total / np.maximum(count, 1)
   index = {
-      'format': FORMAT, 'version': VERSION, 'encoder': encoder, 'episodes': metas, **about}
+      'format': FORMAT, 'version': VERSION, 'encoder': encoder, 'episodes': metas,
+      'channel_mean': mean.tolist(),
+      'channel_std': np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0)).tolist(),
+      **about}
   text = json.dumps(index, indent=1).encode()
   whole_file.write(folder / INDEX, text)
 

@@ -6,7 +6,7 @@ after that; the contexts of base and short-term are the frames right before thos
 Shapes: E episodes, T imagined frames of all places in a row.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from wmpoe.data import episode
 from wmpoe.data import memory_maze
+from wmpoe.evaluation import arms as arms_lib
 from wmpoe.evaluation import film
 from wmpoe.evaluation import metrics
 from wmpoe.evaluation import result_format
@@ -27,6 +28,8 @@ from wmpoe.networks import poses as poses_lib
 
 REVISIT_GAP = 50  # frames; longer than every context window
 ANGLE = np.pi / 4
+# The arms worth looking at.
+FILMED = ('copy_pose', 'copy_warped', 'base', 'short_term', 'long_term', 'spatial', 'all')
 # Half the field of view, and the pitch, of the official files, cropped.
 MAZE_VIEW = (memory_maze.half_view(), float(memory_maze.CAMERA_PITCH))
 
@@ -48,6 +51,7 @@ class Problem:
     names: Of the episodes.
     odometry: Poses [E L 3] from actions and frames, if there is an odometry; see `with_odometry`.
     planned: Poses [E T 3] of the frames to imagine, from actions alone after each place.
+    locate_ms_per_frame: What the odometry takes, compilation excluded.
     planar: Whether poses are planar; if not, nothing counts as revisited or unseen.
     view: Half the field of view and the pitch of the camera, radians; None for a camera that is not
       known, or none that looks along the heading.
@@ -64,6 +68,7 @@ class Problem:
   names: tuple[str, ...]
   odometry: Any = None
   planned: Any = None
+  locate_ms_per_frame: float = 0.0
   planar: bool = True
   view: tuple[float, float] | None = MAZE_VIEW
 
@@ -197,14 +202,16 @@ def with_odometry(
   locate = jax.jit(lambda seen, poses, known, length: jax.lax.map(
       lambda each: one(each[0], each[1], known, length), (seen, poses)))
   seen = jax.tree.map(jnp.asarray, task.encoded)
-  poses, known = jnp.zeros(task.encoded.poses.shape), 0
+  poses, known, spent = jnp.zeros(task.encoded.poses.shape), 0, 0.0
   for length in sorted({task.history, *task.starts, poses.shape[1]}):
-    poses, known = locate(seen, poses, known, length), length
+    poses, seconds = arms_lib.timed(locate, seen, poses, known, length)
+    known, spent = length, spent + seconds
   planned = jax.jit(lambda actions: network.apply({'params': params}, actions, method='planned'))(
       seen.actions)
   ahead = [poses_lib.integrate(planned[:, s:s + task.length], poses[:, s - 1]) for s in task.starts]
   return dataclasses.replace(
-      task, odometry=np.asarray(poses), planned=np.asarray(jnp.concatenate(ahead, axis=1)))
+      task, odometry=np.asarray(poses), planned=np.asarray(jnp.concatenate(ahead, axis=1)),
+      locate_ms_per_frame=1e3 * spent / (poses.shape[0] * poses.shape[1]))
 
 
 def drift(task: Problem, after: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -330,19 +337,23 @@ def _turned(frames: jax.Array, turn: jax.Array, view: tuple[float, float]) -> ja
   return jnp.round(found).astype(jnp.uint8).reshape(frames.shape)
 
 
-def film_of(task: Problem, frames: Mapping[str, np.ndarray], index: int) -> film.Strip:
-  """Truth, base, each memory and all composed, for one episode from its first place on."""
+def film_of(
+    task: Problem, frames: Mapping[str, np.ndarray], index: int, names: Sequence[str] = FILMED
+) -> film.Strip:
+  """Truth, and those of the arms there are, for one episode from its first place on."""
   whole = slice(0, task.length)
   rows = {'truth': task.truth[index, whole]}
-  rows |= {n: frames[n][index, whole] for n in arms_of_film(frames)}
+  rows |= {n: frames[n][index, whole] for n in names if n in frames}
   return film.Strip(
       rows=rows, marks=(), title=f'Episode {task.names[index]}, frames after {task.starts[0]}')
 
 
-def strips(task: Problem, frames: Mapping[str, np.ndarray], *, count: int = 4
-           ) -> list[film.Strip]:
+def strips(
+    task: Problem, frames: Mapping[str, np.ndarray], names: Sequence[str] = FILMED, *,
+    count: int = 4,
+) -> list[film.Strip]:
   """Every second frame of the films of the episodes that revisit the most."""
-  return [film.select(film_of(task, frames, index), range(0, task.length, 2))
+  return [film.select(film_of(task, frames, index, names), range(0, task.length, 2))
           for index in most_revisiting(task, count)]
 
 
@@ -378,9 +389,3 @@ def most_revisiting(task: Problem, count: int) -> list[int]:
   """The episodes that revisit the most in their first place."""
   revisits = task.revisited[:, :task.length].sum(axis=1)
   return np.argsort(-revisits, kind='stable')[:count].tolist()
-
-
-def arms_of_film(names: Iterable[str]) -> list[str]:
-  """The arms worth looking at."""
-  wanted = ('copy_pose', 'copy_warped', 'base', 'short_term', 'long_term', 'spatial', 'all')
-  return [name for name in wanted if name in names]

@@ -37,7 +37,8 @@ class Measured:
   Attributes:
     scores: By metric, [S E T].
     frames: uint8 [E T H W 3] of the first seed.
-    write_ms_per_frame: Of the arm's memories, mean over seeds.
+    write_ms_per_frame: Of the arm's memories, and of finding where a frame is if no poses are
+      given; mean over seeds.
     read_ms_per_frame: Mean over seeds.
     memory_bytes: What an episode's memories take.
   """
@@ -245,7 +246,8 @@ def _from_place(
         jax.random.fold_in(key, 1), place)
     shown.append(frames)
     cost.append((
-        sum(wrote[m] for m in arm.memories) / task.history, read,
+        sum(wrote[m] for m in arm.memories) / task.history + (
+            task.locate_ms_per_frame if arm.poses == 'odometry' else 0.0), read,
         sum(memory_bytes(states[_USUAL].memories[m]) for m in arm.memories)))
     say(f'imagining {name}', (done + 1) / len(arms))
   there = slice(place * task.length, (place + 1) * task.length)

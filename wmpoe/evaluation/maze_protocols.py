@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from wmpoe.evaluation import arms as arms_lib
+from wmpoe.evaluation import budgets
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_series
@@ -60,6 +61,8 @@ def _arms_and_controls(
   arms |= maze_arms.baseline_arms(study.baselines)
   body, measured = with_controls(study, task, arms, split=split)
   frames = {name: found.frames for name, found in measured.items()}
+  for name, arm in arms.items():
+    body['arms'][name] |= budgets.of_arm(arm, study.training, len(task.names))
   if study.odometry is not None:
     body['references'] = _add_following(study, task, body, frames)
   counts = {
@@ -82,11 +85,8 @@ def with_controls(
       follows=(*study.model.follows, *(
           name for name, memory in study.baselines.items() if not hasattr(memory, 'fit'))))
   measured = maze_study.run(study, model, task, {**arms, **controls}, copies=True)
-  summary = maze_study.summaries(measured, task, split=split)
-  return {
-      'arms': {k: v for k, v in summary.items() if k not in controls},
-      'controls': {k: v for k, v in summary.items() if k in controls},
-  }, measured
+  return maze_study.parted(
+      maze_study.summaries(measured, task, split=split), controls), measured
 
 
 def maps(
@@ -112,9 +112,8 @@ def replay(study: maze_study.Study) -> maze_study.Outcome:
               if arm.memory_of == 'other'}
   measured = maze_study.run(study, study.model, task, {**arms, **controls})
   found = maze_study.summaries(measured, task, split=False)
-  return {'arms': {name: found[name] for name in arms},
-          'controls': {name: found[name] for name in controls}}, maze.strips(
-              task, {name: one.frames for name, one in measured.items()})
+  return maze_study.parted(found, controls), maze.strips(
+      task, {name: one.frames for name, one in measured.items()})
 
 
 def contrast(study: maze_study.Study) -> maze_study.Outcome:
@@ -136,8 +135,10 @@ def contrast(study: maze_study.Study) -> maze_study.Outcome:
       arms[f'{name}_off'] = dataclasses.replace(
           arm, rule='mean', weights=dict.fromkeys(arm.memories, 1.0), levelled=False)
   task = study.problem(study.setting['history'], study.setting['starts'][:1])
-  measured = maze_study.run(study, model, task, arms)
-  return {'arms': maze_study.summaries(measured, task, split=False), 'controls': {}}, []
+  controls = arms_lib.standard_controls(study.memories)
+  measured = maze_study.run(study, model, task, {**arms, **controls}, copies=True)
+  return maze_study.parted(maze_study.summaries(measured, task, split=False), controls), (
+      maze.strips(task, {name: one.frames for name, one in measured.items()}, [*arms]))
 
 
 PROTOCOLS: dict[str, Callable[[maze_study.Study], maze_study.Outcome]] = {

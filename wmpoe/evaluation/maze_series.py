@@ -5,7 +5,7 @@ rank       the long-term memory by LoRA rank and by length of history
 streaming  rounds of write, imagine, append: the true frames, or the imagined ones
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -14,80 +14,124 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmpoe import recipes
 from wmpoe import world_model
 from wmpoe.evaluation import arms as arms_lib
+from wmpoe.evaluation import comparisons
+from wmpoe.evaluation import film
 from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_study
 from wmpoe.evaluation import results
 from wmpoe.experts import long_term as long_term_lib
+from wmpoe.networks import lora as lora_lib
 
 
 def context(study: maze_study.Study) -> maze_study.Outcome:
-  """Histories of several lengths, all of which end right before the same frames."""
+  """Histories of several lengths, all of which end right before the same frames.
+
+  Controls and copies, too, end in the length of the history.
+  """
   lengths = sorted(study.setting['contexts'])
   arms = {k: v for k, v in study.arms().items() if '+' not in k}
-  summaries: maze_study.Summaries = {}
-  series: dict[str, list] = {}
+  controls = arms_lib.standard_controls(study.memories)
+  series: dict[str, maze_study.Summaries] = {}
+  strips: list[film.Strip] = []
   for length in lengths:
     task = study.problem(length, [length], first=lengths[-1] - length)
-    measured = maze_study.run(study, study.model, task, arms, label=f'history {length}, ')
-    summary = maze_study.summaries(measured, task, split=False)
-    summaries |= {f'{name}_{length}': metrics for name, metrics in summary.items()}
-  for name in arms:
-    series[name] = [summaries[f'{name}_{length}'] for length in lengths]
-  return {
-      'arms': summaries, 'controls': {},
-      'curves': maze_study.curves(study, series, lengths, 'frames of history'),
-  }, []
+    measured = maze_study.run(
+        study, study.model, task, {**arms, **controls}, copies=True, label=f'history {length}, ')
+    for name, metrics in maze_study.summaries(measured, task, split=False).items():
+      series.setdefault(name, {})[f'{name}_{length}'] = metrics
+    strips = maze.strips(task, {name: one.frames for name, one in measured.items()})
+  body = maze_study.parted(
+      {k: v for points in series.values() for k, v in points.items()},
+      [k for name in controls for k in series[name]])
+  return {**body, 'curves': maze_study.curves(
+      study, {name: list(points.values()) for name, points in series.items()}, lengths,
+      'frames of history')}, strips
 
 
 def rank(study: maze_study.Study) -> maze_study.Outcome:
   """The long-term memory by rank, for several lengths of history before the same frames.
 
+  Of a place field that is solved for, the rank is how many keys it has. 'full' finetunes all layers
+  LoRA can adapt, whole, after the field is solved for if it is. Controls are measured after the
+  longest history.
+
   Raises:
-    ValueError: if the model has no long-term memory.
+    ValueError: if the model has no long-term memory, or for a rank that it cannot have.
   """
   memory = study.model.memories.get('long_term')
   if memory is None:
     raise ValueError('The protocol rank needs a long-term memory; this model has none.')
+  # All are made before any is measured.
+  ranked = {value: _of_rank(memory, value, study.setting['full']) for value in
+            study.setting['ranks']}
   lengths = sorted(study.setting['rank_histories'])
-  series: dict[str, list] = {}
-  last, written = max(lengths), {'long_term': study.arms()['long_term']}
+  last = max(lengths)
+  alone = study.arms()['long_term']
+  kinds = {name: dataclasses.replace(arm, weights=alone.weights)
+           for name, arm in arms_lib.standard_controls(['long_term']).items()}
   # Without memory the frames are the same, whatever was written before them.
   task = study.problem(last, [last])
-  base = maze_study.run(
-      study, dataclasses.replace(study.model, memories={}), task, {'base': arms_lib.Arm()})
-  summaries = maze_study.summaries(base, task, split=False)
-  for value in study.setting['ranks']:
-    # The scale alpha / rank stays: what changes is how much fits in.
-    spec = dataclasses.replace(
-        memory.spec, rank=value, alpha=memory.spec.alpha * value / memory.spec.rank)
-    ranked = long_term_lib.create(
-        jax.random.key(0), memory.model, memory.params, action_dim=memory.action_dim,
-        pose_dim=memory.pose_dim, spec=spec, optimizer=memory.optimizer, writing=memory.writing,
-        weight=memory.weight, baseline=memory.baseline, reading=memory.reading,
-        regression=memory.regression and memory.regression.replace(rank=value))
-    model = dataclasses.replace(study.model, memories={'long_term': ranked})
+  measured = maze_study.run(
+      study, dataclasses.replace(study.model, memories={}), task, {'base': arms_lib.Arm()},
+      copies=True)
+  base, shown = measured['base'], {name: one.frames for name, one in measured.items()}
+  summaries, controls = maze_study.summaries(measured, task, split=False), []
+  series: dict[str, list] = {}
+  for value, one in ranked.items():
+    model = dataclasses.replace(study.model, memories={'long_term': one})
     for length in lengths:
-      task = study.problem(length, [length], first=last - length)
-      measured = base | maze_study.run(study, model, task, written, label=(
-          f'rank {value}, history {length}, '))
+      task, name = study.problem(length, [length], first=last - length), (
+          f'rank_{value}_history_{length}')
+      measured = {'base': base, **maze_study.run(
+          study, model, task, {'long_term': alone} | (kinds if length == last else {}),
+          label=f'rank {value}, history {length}, ')}
       summary = maze_study.summaries(measured, task, split=False)
-      summaries[f'rank_{value}_history_{length}'] = summary['long_term']
-    series[f'rank {value}'] = [
-        summaries[f'rank_{value}_history_{length}'] for length in lengths]
-  return {
-      'arms': summaries, 'controls': {},
-      'curves': maze_study.curves(study, series, lengths, 'frames of history'),
-  }, []
+      summaries[name] = summary['long_term']
+      if length == last:
+        summaries |= {f'{kind}_rank_{value}': summary[kind] for kind in kinds}
+        controls += [f'{kind}_rank_{value}' for kind in kinds]
+      series.setdefault(f'rank {value}', []).append(summaries[name])
+    shown[f'rank_{value}'] = measured['long_term'].frames
+  curves = maze_study.curves(study, series, lengths, 'frames of history')
+  return {**maze_study.parted(summaries, controls), 'curves': curves}, (
+      maze.strips(task, shown, [*shown]))
+
+
+def _of_rank(
+    memory: long_term_lib.LongTerm, value: int | str, full: Mapping[str, Any]
+) -> long_term_lib.LongTerm:
+  """The memory with another rank; or, with 'full', all layers finetuned as that says."""
+  spec, writing, optimizer = memory.spec, memory.writing, memory.optimizer
+  field = memory.model.network.field if memory.regression is not None else None
+  if value == 'full':
+    targets = (*lora_lib.TARGETS, *(t for t in spec.targets if t not in lora_lib.TARGETS))
+    spec = dataclasses.replace(spec, full=True, targets=targets)
+    writing = dataclasses.replace(writing, steps=full['steps'])
+    optimizer, keys = recipes.optimizer(full['optimizer']), spec.rank
+  elif not isinstance(value, int) or not 1 <= value <= (field or value):
+    raise ValueError(
+        f"protocol.ranks holds {value!r}; expected 'full' or whole numbers from 1" +
+        (f' to {field}, the keys of the place field.' if field else '.'))
+  else:
+    # The scale alpha / rank stays: what changes is how much fits in.
+    spec, keys = dataclasses.replace(spec, rank=value, alpha=spec.scale * value), value
+  return long_term_lib.create(
+      jax.random.key(0), memory.model, memory.params, action_dim=memory.action_dim,
+      pose_dim=memory.pose_dim, spec=spec, optimizer=optimizer, writing=writing,
+      weight=memory.weight, baseline=memory.baseline, reading=memory.reading,
+      regression=memory.regression and memory.regression.replace(rank=keys))
 
 
 def streaming(study: maze_study.Study) -> maze_study.Outcome:
   """Rounds of: write the new frames, imagine the next, append the true (or the imagined) ones.
 
-  Arms end in `_true` or `_imagined` for what was appended.
+  Arms end in `_true` or `_imagined` for what was appended; to controls the true frames are, each
+  round's in random order for `shuffled_history`.
   """
   setting, model = study.setting, study.model
   length, rounds = setting['chunks'] * model.chunk, setting['rounds']
@@ -104,35 +148,43 @@ def streaming(study: maze_study.Study) -> maze_study.Outcome:
   standard = study.arms()
   chosen = {name: arm for name, arm in standard.items()
             if len(arm.memories) < 2 or name in ('short_term+long_term', 'all')}
-  labels = [f'{name}_{appended}' for name in chosen for appended in ('true', 'imagined')]
-  left = study.kept.missing(f'seed {seed}' for seed in study.seeds)
-  progress = study.progress(len(left) * (len(labels) + 1))
+  controls = arms_lib.standard_controls(study.memories)
+  runs = {f'{name}_{appended}': (arm, appended == 'imagined')
+          for name, arm in chosen.items() for appended in ('true', 'imagined')}
+  parts = {'seed': runs, 'controls of seed': {k: (arm, False) for k, arm in controls.items()}}
+  progress = study.progress(sum(
+      len(study.kept.missing(f'{part} {seed}' for seed in study.seeds)) * (len(some) + 1)
+      for part, some in parts.items() if some))
 
-  def measure(seed: int) -> kept_lib.Found:
-    say = arms_lib.prefixed(progress, f'seed {seed}: ')
+  def measure(part: str, seed: int) -> kept_lib.Found:
+    say = arms_lib.prefixed(progress, f'{part} {seed}: ')
     frames = np.stack([
-        _stream(arm.of(model), task, own=own, key=jax.random.key(seed), progress=functools.partial(
-            say, f'streaming {name}, {"own" if own else "true"} frames appended'))
-        for name, arm in chosen.items() for own in (False, True)])
+        _stream(model, arm, task, own=own, seed=seed, progress=functools.partial(
+            say, f'streaming {name}')) for name, (arm, own) in parts[part].items()])
     return maze_arms.score(frames, task.truth, study.measures, say)
 
-  found = [study.kept.once(f'seed {seed}', functools.partial(measure, seed))
-           for seed in study.seeds]
+  scores: dict[str, dict[str, np.ndarray]] = {}  # by name and metric, [E S T]
+  for part, some in parts.items():
+    found = [study.kept.once(f'{part} {seed}', functools.partial(measure, part, seed))
+             for seed in study.seeds if some]
+    scores |= {
+        name: {m: np.stack([one[m][at] for one in found], axis=1) for m in study.measures}
+        for at, name in enumerate(some)}
   progress.done()
-
-  def summary(at: int, begin: int, end: int) -> dict[str, Any]:
-    """Metrics of an arm on the frames [begin, end)."""
-    return {
-        m: results.bootstrap(
-            np.stack([one[m][at, :, begin:end].mean(axis=1) for one in found], axis=1), seed=0)
-        for m in study.measures}
-
-  series = {
-      name: [summary(at, length * index, length * (index + 1)) for index in range(rounds)]
-      for at, name in enumerate(labels)}
+  averages = lambda name, begin, end: {
+      m: x[..., begin:end].mean(axis=-1) for m, x in scores[name].items()}
+  interval = lambda values: {m: results.bootstrap(x, seed=0) for m, x in values.items()}
+  whole, summaries = {name: averages(name, 0, None) for name in scores}, {}
+  for name, values in whole.items():
+    base = 'base_imagined' if name.endswith('_imagined') else 'base_true'
+    summaries[name] = interval(values)
+    if name != base:
+      summaries[name] |= comparisons.against_base(values, whole[base], seed=0)
+  series = {name: [
+      interval(averages(name, length * i, length * (i + 1))) for i in range(rounds)]
+            for name in scores}
   return {
-      'arms': {name: summary(at, 0, length * rounds) for at, name in enumerate(labels)},
-      'controls': {},
+      **maze_study.parted(summaries, controls),
       'curves': maze_study.curves(study, series, list(range(1, rounds + 1)), 'round'),
   }, []
 
@@ -144,17 +196,22 @@ _encode: Any = jax.jit(lambda model, seen: model.encode(seen))
 
 
 def _stream(
-    model: world_model.WorldModel, task: maze.Problem, *, own: bool, key: jax.Array,
+    model: world_model.WorldModel, arm: arms_lib.Arm, task: maze.Problem, *, own: bool, seed: int,
     progress: Callable[[float], None],
 ) -> np.ndarray:
   """Imagines round after round; frames uint8 [E T H W 3]."""
+  model = arm.of(model)
   seen = jax.tree.map(jnp.asarray, task.part(0, task.starts[0]))
   state, frames = model.init(len(task.names)), []
   for index in range(len(task.starts)):
-    key_write, key_dream = jax.random.split(jax.random.fold_in(key, index))
-    state = _write(model, state, seen, key_write)
+    key_write, key_dream = jax.random.split(jax.random.fold_in(jax.random.key(seed), index))
+    recent = state.recent.push(seen)
+    if arm.memory_of == 'shuffled':
+      seen = jax.tree.map(jnp.asarray, arms_lib.shuffle(seen, seed + index))
+    state = dataclasses.replace(_write(model, state, seen, key_write), recent=recent)
     seen = jax.tree.map(jnp.asarray, task.future(index))
-    out = _dream(model, state, seen.actions, seen.poses, key_dream)
+    read = dataclasses.replace(state, memories=arms_lib.memories_of(arm, state, state))
+    out = _dream(model, read, seen.actions, seen.poses, key_dream)
     if own:
       seen = _encode(model, dataclasses.replace(seen, frames=out))
     frames.append(np.asarray(out))

@@ -1,6 +1,6 @@
 """Memory Maze: what every protocol is given, and how it measures arms."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from wmpoe import world_model
 from wmpoe.data import episode
 from wmpoe.evaluation import arms as arms_lib
+from wmpoe.evaluation import budgets
 from wmpoe.evaluation import film
 from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import maze
@@ -35,6 +36,7 @@ class Study:
     measures: By name.
     odometry: Optional `(network, params)` for the arms without true poses.
     baselines: Networks to compare with, by the name of their arm; see `maze_baselines`.
+    training: The training runs behind 'base', each memory, 'odometry' and each baseline.
     planar: Whether poses are (x, y, heading).
     view: Of the camera, see `maze.Problem`.
     progress: Makes a progress display out of the number of stages.
@@ -50,6 +52,7 @@ class Study:
   progress: Callable[[int], Any]
   odometry: tuple[Any, Any] | None = None
   baselines: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  training: Mapping[str, budgets.Runs] = dataclasses.field(default_factory=dict)
   planar: bool = True
   view: tuple[float, float] | None = maze.MAZE_VIEW
   kept: kept_lib.Kept = kept_lib.NOWHERE
@@ -104,6 +107,13 @@ def summaries(measured: Mapping[str, maze_arms.Measured], task: maze.Problem, *,
   return {
       name: maze_arms.summarize(m, measured['base'], task, split=split)
       for name, m in measured.items()}
+
+
+def parted(found: Summaries, controls: Collection[str]) -> Body:
+  """The summaries as arms and, those named, controls."""
+  return {
+      'arms': {k: v for k, v in found.items() if k not in controls},
+      'controls': {k: v for k, v in found.items() if k in controls}}
 
 
 def curves(

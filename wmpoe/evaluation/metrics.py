@@ -30,6 +30,8 @@ KNOWN = {
   'write_ms_per_frame': ('Write a frame', 'ms', -1),
   'read_ms_per_frame': ('Read a frame', 'ms', -1),
   'memory_bytes': ('Memory of an episode', 'bytes', -1),
+  'train_tflop': ('Training of all its networks', 'TFLOP', -1),
+  'train_minutes': ('Training, on two cores', 'min', -1),
 }
 
 

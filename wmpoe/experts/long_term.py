@@ -60,7 +60,7 @@ class LongTerm:
     writing: Static; how a history is written.
     baseline: 'base' (context kept), 'null' (context nulled, no adapter) or 'own' (context kept, no
       adapter: for adapters of another network than the base it is composed with).
-    reading: 'low_rank' or 'merged'; same output, different cost.
+    reading: 'low_rank' or 'merged'; same output, different cost. Whole updates are merged.
     action_dim: A.
     pose_dim: P.
   """
@@ -120,9 +120,9 @@ class LongTerm:
 
   def _with_field(self, lora: Any, rows: jax.Array) -> Any:
     """The adapters with rows [B R N*D] added to the place field."""
-    field = lora['field']
+    field, name = lora['field'], 'update' if self.spec.full else 'b'
     rows = rows / (self.spec.table_scale * self.spec.scale)
-    return {**lora, 'field': {**field, 'b': field['b'] + rows}}
+    return {**lora, 'field': {**field, name: field[name].at[:, :rows.shape[1]].add(rows)}}
 
   def fit(
       self, state: LongTermState, key: chex.PRNGKey, steps: int | None = None
@@ -162,7 +162,7 @@ class LongTerm:
 
   def read(self, state: LongTermState, query: expert.Query) -> expert.Contrast:
     """The base with the episodes' adapters against the base without."""
-    if self.reading == 'merged':
+    if self.reading == 'merged' or self.spec.full:
       adapters = jax.vmap(lambda a: lora_lib.merged(self.params, a, self.spec))(state.lora)
     else:
       adapters = lora_lib.scaled(state.lora, self.spec)
@@ -178,7 +178,7 @@ def _blank(lora: Any) -> jax.Array:
   """Which episodes' adapters change nothing yet [B]."""
   flat = traverse_util.flatten_dict(lora)
   zero = [jnp.all(leaf == 0, axis=tuple(range(1, leaf.ndim)))
-          for path, leaf in flat.items() if path[-1] == 'b']
+          for path, leaf in flat.items() if path[-1] in ('b', 'update')]
   return functools.reduce(jnp.logical_and, zero)
 
 
@@ -237,7 +237,7 @@ def create(
 def _check_regression(
     regression: place_field.Regression, params: Any, spec: lora_lib.LoraSpec
 ) -> None:
-  if 'field' not in spec.targets or regression.rank != spec.rank:
+  if 'field' not in spec.targets or regression.rank != spec.rank and not spec.full:
     raise ValueError(
         f'A place field of {regression.rank} rows is to be solved for; LoRA adapts '
         f"{', '.join(spec.targets)} with rank {spec.rank}. Add 'field', give both one rank, or "

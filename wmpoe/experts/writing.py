@@ -248,7 +248,7 @@ def fit(
 
   def loss_of(adapter, clip, key):
     return writing_loss(
-        model, params, lora_lib.scaled(adapter, spec), clip, key, writing.objective)
+        model, params, lora_lib.applied(params, adapter, spec), clip, key, writing.objective)
 
   patch = model.network.patch
   weights = None

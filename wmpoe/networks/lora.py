@@ -7,6 +7,8 @@ in one of two ways that give the same output:
   low-rank path: `scaled(lora, ...)` as the 'lora' collection; cheap gradients while writing.
   merged: `merged(params, lora, ...)` as the 'lora' collection, which then holds whole kernels; a
     plain forward pass while reading.
+Where `LoraSpec.full`, an adapter holds whole updates `update [D_in D_out]` instead, which is what
+LoRA of growing rank comes to: finetuning. It is always merged.
 """
 
 import dataclasses
@@ -99,6 +101,7 @@ class LoraSpec:
     table_scale: Tables start from `a = table_scale I` (their rows are keys already, so each keeps
       its own row of `b`). It is how much faster than a dense layer a table is written: under Adam a
       step moves every entry of `b` by about the learning rate.
+    full: Whole updates of the targets; the rank is not used, and the scale is 1.
 
   Raises:
     ValueError: if the rank is below 1 or no target is named.
@@ -108,6 +111,7 @@ class LoraSpec:
   alpha: float = 32.0
   targets: tuple[str, ...] = TARGETS
   table_scale: float = 30.0
+  full: bool = False
 
   def __post_init__(self):
     if self.rank < 1:
@@ -120,7 +124,7 @@ class LoraSpec:
   @property
   def scale(self) -> float:
     """`alpha / rank`."""
-    return self.alpha / self.rank
+    return 1.0 if self.full else self.alpha / self.rank
 
 
 def _adapted(params: Params, spec: LoraSpec) -> dict[tuple[str, ...], jax.Array]:
@@ -142,6 +146,8 @@ def _adapted(params: Params, spec: LoraSpec) -> dict[tuple[str, ...], jax.Array]
 def init(key: chex.PRNGKey, params: Params, spec: LoraSpec) -> Params:
   """A fresh adapter tree: `a ~ N(0, 1/D_in)`, for tables `a = table_scale I`; `b = 0`.
 
+  Where the spec is `full`: `update = 0`.
+
   Raises:
     ValueError: if a target names no dense layer.
   """
@@ -150,6 +156,9 @@ def init(key: chex.PRNGKey, params: Params, spec: LoraSpec) -> Params:
   keys = jax.random.split(key, len(kernels))
   tree = {}
   for k, (path, kernel) in zip(keys, sorted(kernels.items()), strict=True):
+    if spec.full:
+      tree[path + ('update',)] = jnp.zeros(kernel.shape)
+      continue
     fan_in, fan_out = kernel.shape
     tree[path + ('a',)] = (
         spec.table_scale * jnp.eye(fan_in, spec.rank) if path in tables
@@ -166,21 +175,30 @@ def scaled(lora: Params, spec: LoraSpec) -> Params:
 
 def merged(params: Params, lora: Params, spec: LoraSpec) -> Params:
   """Whole kernels `kernel + (alpha/rank) a b` of the adapted layers, for the 'lora' collection."""
-  adapters = traverse_util.flatten_dict(lora)
+  adapters, leaves = traverse_util.flatten_dict(lora), traverse_util.flatten_dict(params)
   tree = {}
   for path, kernel in _adapted(params, spec).items():
-    update = adapters[path + ('a',)] @ adapters[path + ('b',)]
-    tree[path + ('kernel',)] = kernel + spec.scale * update
+    if spec.full:
+      update = adapters[path + ('update',)] * (spec.table_scale if path in leaves else 1.0)
+    else:
+      update = spec.scale * (adapters[path + ('a',)] @ adapters[path + ('b',)])
+    tree[path + ('kernel',)] = kernel + update
   return traverse_util.unflatten_dict(tree)
+
+
+def applied(params: Params, lora: Params, spec: LoraSpec) -> Params:
+  """What the 'lora' collection takes while an adapter is written: low-rank, unless it is full."""
+  return merged(params, lora, spec) if spec.full else scaled(lora, spec)
 
 
 def combine(first: Params, second: Params, how: str) -> Params:
   """One adapter [B ...] out of two of one rank R [B ...], in one of the ways of `COMBINED`.
 
   average: the mean of `a` and the mean of `b`. Cheap; but the product of means is not the mean of
-    the products, unless the two share their `a`.
+    the products, unless the two share their `a`. Of whole updates it is their mean.
   concatenate: ranks side by side, `[a a'] [b; b']`, which is the sum of both updates, brought back
-    to rank R by the truncated singular value decomposition, its best approximation.
+    to rank R by the truncated singular value decomposition, its best approximation. Of whole
+    updates it is their sum.
 
   Raises:
     ValueError: for an unknown way.
@@ -192,7 +210,9 @@ def combine(first: Params, second: Params, how: str) -> Params:
   one, two = (traverse_util.flatten_dict(tree) for tree in (first, second))
   tree = {}
   for path, a in one.items():
-    if path[-1] == 'a':
+    if path[-1] == 'update':
+      tree[path] = a + two[path]
+    elif path[-1] == 'a':
       b = path[:-1] + ('b',)
       tree[path], tree[b] = _truncated(a @ one[b] + two[path] @ two[b], a.shape[-1])
   return traverse_util.unflatten_dict(tree)

@@ -1,0 +1,56 @@
+"""What training took is counted once, and not guessed."""
+
+import pytest
+
+from wmpoe import zoo
+from wmpoe.evaluation import arms
+from wmpoe.evaluation import budgets
+
+CARDS = {
+    'first': {'config': {'init_from': ''}, 'train_flops': 1e12, 'train_seconds': 60.0},
+    'base': {'config': {'init_from': 'first'}, 'train_flops': 2e12, 'train_seconds': 120.0},
+    'spatial': {'config': {'init_from': 'base', 'points': {'depth': 'depth'}},
+                'train_flops': 4e12, 'train_seconds': 240.0},
+    'depth': {'config': {}, 'train_flops': 8e12},  # seconds are not said
+    'lost': {'config': {'init_from': 'gone'}, 'train_flops': 16e12, 'train_seconds': 1.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def cards(monkeypatch):
+  def load(path):
+    if path not in CARDS:
+      raise FileNotFoundError(path)
+    return None, CARDS[path]
+  monkeypatch.setattr(zoo, 'load_expert', load)
+
+
+def tflop(*used):
+  return budgets.metrics(used, 3).get('train_tflop', {}).get('mean')
+
+
+def test_every_run_counts_once():
+  assert list(budgets.runs('spatial')) == ['spatial', 'depth', 'base', 'first']
+  assert tflop(budgets.runs('base')) == 3
+  assert tflop(budgets.runs('base'), budgets.runs('spatial'), budgets.runs('spatial')) == 15
+  found = budgets.metrics([budgets.runs('base')], 3)
+  assert found['train_minutes'] == {'mean': 3.0, 'low': 3.0, 'high': 3.0, 'n': 3}
+
+
+def test_what_is_not_known_is_not_guessed():
+  assert set(budgets.metrics([budgets.runs('spatial')], 3)) == {'train_tflop'}
+  assert budgets.metrics([budgets.runs('lost')], 3) == {}
+  assert budgets.metrics([], 3) == {}
+  with pytest.raises(FileNotFoundError):
+    budgets.runs('gone')
+
+
+def test_an_arm_has_the_runs_of_all_it_uses():
+  training = budgets.of_model({'base': 'base', 'spatial': 'spatial'}, ['long_term', 'spatial'],
+                              odometry='first')
+  of = lambda **given: budgets.of_arm(arms.Arm(**given), training, 3)['train_tflop']['mean']
+  assert of() == 3 and of(memories=('spatial',)) == 15
+  assert set(training) == {'base', 'long_term', 'spatial', 'odometry'}
+  alone = budgets.of_model({'spatial': 'spatial'}, ['short_term'])
+  assert alone['base'] == alone['short_term'] == budgets.runs('spatial')
+  assert budgets.of_arm(arms.Arm(), {}, 3) == {}
