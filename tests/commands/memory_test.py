@@ -65,6 +65,20 @@ def test_merge_and_fork_write_files(wmpoe, files, tmp_path):
   assert 'key' in wmpoe('memory', 'diff', files[0], 'there.npz').out
 
 
+def test_no_file_is_replaced_unasked(wmpoe, files, tmp_path):
+  for branch, name in (1, 'fork.npz'), (2, 'fork_2.npz'):
+    done = wmpoe('memory', 'fork', files[0], f'--branch={branch}')
+    assert f'wrote outputs/memory/{name}' in done.out, done.err
+    card = memory_file.card(tmp_path / 'outputs' / 'memory' / name)
+    assert card['lineage'][-1] == f'forked as {branch}'
+  before = (tmp_path / files[1]).read_bytes()
+  done = wmpoe('memory', 'fork', files[0], f'--out={files[1]}')
+  assert done.code == 2 and "--out='1.npz' is there already: name another" in done.err
+  assert (tmp_path / files[1]).read_bytes() == before
+  assert wmpoe('memory', 'fork', files[0], f'--out={files[1]}', '--overwrite').code == 0
+  assert (tmp_path / files[1]).read_bytes() != before
+
+
 def test_forget_hands_the_span_on_and_keeps_the_history(wmpoe, files, tmp_path, monkeypatch):
   monkeypatch.setattr(edits, 'forget', lambda s, a, b: s.fork(100 * a + b))
   done = wmpoe('memory', 'forget', files[0], '--frames=2:7', '--out=less.npz')

@@ -5,8 +5,10 @@ import sys
 import pytest
 
 from wmpoe import zoo
+from wmpoe.play import protocol
 from wmpoe.play import server
 
+_CARDS = pathlib.Path(__file__).parents[2] / 'configs' / 'cards.py'
 _MAZE = f'--config={pathlib.Path(__file__).parents[2] / "configs" / "memory_maze.py"}'
 
 
@@ -47,6 +49,28 @@ def test_it_prints_a_link_and_serves_the_world(wmpoe, served, tmp_path):
   assert not dreamer.settings.weights  # the base alone
   assert dreamer.folder.name == 'there' and list((tmp_path / 'there').iterdir()) == []
   assert 'python -m wmpoe memory info FILE' in done.out
+
+
+def test_a_memory_is_composed_as_it_is_told(wmpoe, served, tmp_path):
+  wmpoe('play', '--port=0', '--workdir=there')
+  served[0].dreamer.apply(protocol.Command('save', {}))
+  memory = 'there/memory_001.npz'
+  for flags, weights in ([], ['spatial']), (['--experts=base'], []):
+    done = wmpoe('play', '--port=0', f'--memory={memory}', *flags)
+    assert done.code == 0, done.err
+    assert list(served[-1].dreamer.settings.weights) == weights
+
+
+def test_the_config_says_how_it_is_composed(wmpoe, served, monkeypatch):
+  asked, load = [], zoo.load
+  monkeypatch.setattr(zoo, 'load', lambda name, compose=None: (
+      asked.append(compose), load(name, compose))[1])
+  for flags, told in (
+      ([], {'follows': ['short_term']}),
+      (['--config.compose.num_steps=4'], {'follows': ['short_term'], 'num_steps': 4})):
+    done = wmpoe('play', '--port=0', f'--config={_CARDS}', *flags)
+    assert done.code == 0, done.err
+    assert asked[-1] == told
 
 
 @pytest.mark.parametrize(('flags', 'message'), [

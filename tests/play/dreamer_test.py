@@ -113,12 +113,17 @@ def test_memories_and_films_are_written_to_the_folder_alone(one, tmp_path):
   _dream(one)
   pytest.importorskip('PIL')
   pytest.importorskip('imageio_ffmpeg')
+  _do(one, 'weight', expert=next(iter(one.settings.weights)), value=0.25)
+  _do(one, 'steps', value=3)
   notes = [_do(one, 'record', on=False), _do(one, 'save'), _do(one, 'save')]
   names = ['film_001.gif', 'film_001.mp4', 'memory_001.npz', 'memory_002.npz']
   assert [header['text'].rpartition('/')[2] for events in notes for header, _ in events] == names
   assert sorted(p.name for p in tmp_path.rglob('*') if p.is_file()) == names
   loaded = session.Session.load(tmp_path / 'out' / 'memory_001.npz', conftest.opened())
   assert loaded.imagined.tolist() == [2]
+  # As it was composed on the page when it was saved.
+  name = next(iter(loaded.model.memories))
+  assert (float(loaded.model.memories[name].weight), loaded.model.num_steps) == (0.25, 3)
   assert dataclasses.asdict(one.settings)['mode'] == 'dream'
 
 

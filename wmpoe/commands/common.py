@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import pathlib
 import shlex
+import shutil
 import sys
 import time
 from typing import Any
@@ -21,6 +22,15 @@ _EXAMPLE = 'configs/cards.py:base'
 def command_line() -> str:
   """What this process was called with, as a shell takes it: kept with results and weights."""
   return shlex.join(['python', '-m', 'wmpoe', *sys.argv[1:]])
+
+
+def program() -> str:
+  """How to call this program again: `python -m wmpoe`, or its interpreter if that is not python."""
+  if shutil.which('python') == sys.executable:
+    return 'python -m wmpoe'
+  path = pathlib.Path(sys.executable)
+  here = pathlib.Path.cwd()
+  return f'{path.relative_to(here) if path.is_relative_to(here) else path} -m wmpoe'
 
 
 def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:

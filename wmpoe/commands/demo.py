@@ -77,11 +77,12 @@ def run(flags: absl_flags.FlagValues) -> None:
   print(report.terminal_table(out))
   print('\nwrote ' + ', '.join(str(p) for p in wrote))
   world = '' if flags.config is None else f' --config=configs/{name}.py'
-  print(f'look at it:  open {page}\n'
-        f'step inside: python -m wmpoe play{world}    (a page on this machine; open its link)\n'
-        f'try next:    python -m wmpoe demo{world} --experts=base,spatial\n'
-        '             python -m wmpoe info composition\n'
-        f'             python -m wmpoe train --config=configs/{name}.py:'
+  call = common.program()
+  print(f'look at it:  {page} in a browser\n'
+        f'step inside: {call} play{world}    (a page on this machine; open its link)\n'
+        f'try next:    {call} demo{world} --experts=base,spatial\n'
+        f'             {call} info composition\n'
+        f'             {call} train --config=configs/{name}.py:'
         f'{"cpu_spatial" if name == "memory_maze" else "base"} --workdir=runs/mine')
 
 

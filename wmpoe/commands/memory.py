@@ -30,8 +30,10 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   absl_flags.DEFINE_string('topic', 'info', f'One of {", ".join(_FILES)}.', flag_values=flags)
   absl_flags.DEFINE_list('files', [], 'The memory files.', flag_values=flags)
   absl_flags.DEFINE_string(
-      'out', '', 'File to write; by default named after what is done, in --workdir.',
-      flag_values=flags)
+      'out', '', 'File to write; by default named after what is done, in --workdir, with a number '
+      'if there is one already.', flag_values=flags)
+  absl_flags.DEFINE_boolean(
+      'overwrite', False, 'Whether --out may replace a file.', flag_values=flags)
   absl_flags.DEFINE_string('workdir', 'outputs/memory', 'Folder to write to.', flag_values=flags)
   absl_flags.DEFINE_enum(
       'how', 'rewrite', edits.HOW, 'How merge combines what was written into weights.',
@@ -57,10 +59,26 @@ def run(flags: absl_flags.FlagValues) -> None:
   elif what == 'diff':
     print(_diff(*files))
   else:
-    out = pathlib.Path(flags.out or common.output_folder(flags.workdir) / f'{what}.npz')
+    out = _destination(what, flags)
     {'merge': _merge, 'fork': _fork, 'forget': _forget}[what](files, out, flags)
     print(f'wrote {out} ({out.stat().st_size / 1e6:.2f} MB)')
     print(f'look at it:  python -m wmpoe memory diff {files[0]} {out}')
+
+
+def _destination(what: str, flags: absl_flags.FlagValues) -> pathlib.Path:
+  """The file to write.
+
+  Raises:
+    FileExistsError: if the one that was named is there, and may not be replaced.
+  """
+  if not flags.out:
+    folder = common.output_folder(flags.workdir)
+    taken = {path.name for path in folder.iterdir()}
+    names = (f'{what}{"" if i == 1 else f"_{i}"}.npz' for i in range(1, len(taken) + 2))
+    return folder / next(name for name in names if name not in taken)
+  if pathlib.Path(flags.out).exists() and not flags.overwrite:
+    raise FileExistsError(f"--out='{flags.out}' is there already: name another, or --overwrite.")
+  return pathlib.Path(flags.out)
 
 
 def _info(path: str) -> str:

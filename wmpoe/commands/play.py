@@ -16,7 +16,9 @@ import socket
 from typing import Any
 
 from absl import flags as absl_flags
+import ml_collections
 
+from wmpoe import compositions
 from wmpoe import session as session_lib
 from wmpoe import zoo
 from wmpoe.commands import common
@@ -64,7 +66,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 
   def make(say: Callable[[str], None]) -> dreamer.Dreamer:
     say('loading the experts')
-    session = _session(description['env']['name'], flags)
+    session = _session(description, flags)
     made = dreamer.Dreamer(session, world, folder, say=say)
     made.apply(protocol.Command('chunk', {'value': flags.chunk}))
     if flags.watch:
@@ -87,15 +89,19 @@ def run(flags: absl_flags.FlagValues) -> None:
   print(f'\nmemories and films are in {folder}; look at one:  python -m wmpoe memory info FILE')
 
 
-def _session(name: str, flags: absl_flags.FlagValues) -> session_lib.Session:
+def _session(
+    description: Mapping[str, Any], flags: absl_flags.FlagValues) -> session_lib.Session:
   """A new session, or the one of a memory file."""
+  name = description['env']['name']
   if flags.memory:
     session = session_lib.Session.load(flags.memory, name)
     if session.batch != 1:
       raise ValueError(f"'{flags.memory}' holds {session.batch} episodes; expected one.")
-    return session
-  # Who turns around in a dream and back again is to see what he saw.
-  session = session_lib.Session.open(name, compose={'follows': ['short_term']})
+  else:
+    # Who turns around in a dream and back again is to see what he saw.
+    usual = common.plain(ml_collections.ConfigDict(compositions.COMPOSED[name]))
+    other = {k: v for k, v in description.get('compose', {}).items() if v != usual.get(k)}
+    session = session_lib.Session.open(name, compose={'follows': ['short_term'], **other})
   if flags.experts is None:
     return session
   if 'base' not in flags.experts:

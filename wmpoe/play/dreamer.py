@@ -217,8 +217,10 @@ class Dreamer:
     return self._return(self._branches[index])
 
   def _save(self) -> list[Event]:
-    path = self._free('memory', '.npz')
-    self._session.save(path, history=self._session.writable)
+    path, session = self._free('memory', '.npz'), self._session
+    # Composed as the page has it; an expert that is off keeps what it remembers, at weight 0.
+    session = dataclasses.replace(session, model=self.settings.compose(session.model))
+    session.save(path, history=session.writable)
     return [self._wrote(path)]
 
   def _record(self, on: bool) -> list[Event]:
