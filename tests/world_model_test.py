@@ -181,6 +181,9 @@ def test_a_pyramid_and_a_full_attention_base_imagine():
     (('base', 'spatial'), {'weights': {'space': 1.0}}, r"weights for \['space'\]"),
     (('base',), {'weights': {'base': 2.0}}, "weight is given for 'base'"),
     (('base',), {'rule': 'sum'}, "Unknown composition rule 'sum'"),
+    (('base', 'spatial'), {'weights': {'spatial': '1'}}, "weight of 'spatial' is '1'; expected a f"),
+    (('base', 'spatial'), {'weights': {'spatial': jnp.nan}}, "weight of 'spatial' is nan"),
+    (('base', 'spatial'), {'weights': {'spatial': jnp.array([1., jnp.inf])}}, 'or one per episode'),
 ])
 def test_compositions_that_cannot_be(arguments, options, message):
   with pytest.raises(ValueError, match=message):
@@ -218,6 +221,11 @@ def test_more_frames_than_the_history_holds():
 def test_dreams_that_do_not_fit(frames, dims, message):
   with pytest.raises(ValueError, match=message):
     WORLD.imagine(WORLD.init(2), *(jnp.zeros((2, frames, d)) for d in dims), KEYS)
+
+
+def test_dreams_need_a_pose_for_every_action():
+  with pytest.raises(ValueError, match=r'actions \(2, 2, 3\) and poses \(2, 4, 2\); expected as m'):
+    WORLD.imagine(WORLD.init(2), jnp.zeros((2, 2, 3)), jnp.zeros((2, 4, 2)), KEYS)
 
 
 def test_a_memory_with_a_context_longer_than_what_is_kept():

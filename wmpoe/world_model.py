@@ -13,6 +13,7 @@ import chex
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wmpoe.data import episode
 from wmpoe.diffusion import samplers
@@ -111,6 +112,7 @@ class WorldModel:
     for name, weight in (weights or {}).items():
       if name not in memories:
         raise ValueError(f'A weight is given for {name!r}, which is not among {list(names)}.')
+      _check_weight(name, weight)
       memories[name] = memories[name].replace(weight=weight)
     rule = composition.rule_by_name(rule) if isinstance(rule, str) else rule
     return dataclasses.replace(
@@ -200,6 +202,10 @@ class WorldModel:
       raise ValueError(
           f'imagine got {length} actions; expected a multiple of the chunk, {self.chunk}. Pad with '
           'any action and drop the frames.')
+    if poses.shape[:2] != (batch, length):
+      raise ValueError(
+          f'imagine got actions {tuple(actions.shape)} and poses {tuple(poses.shape)}; expected as '
+          'many poses as actions, [B T A] and [B T P].')
     for name, given, expected in (
         ('actions', actions.shape[-1], self.action_dim), ('poses', poses.shape[-1], self.pose_dim)):
       if given != expected:
@@ -249,6 +255,16 @@ class WorldModel:
         observation, action_dim=self.action_dim, pose_dim=self.pose_dim,
         frame_shape=(
             self.base.model.network if self.latents is None else self.latents).frame_shape)
+
+
+def _check_weight(name: str, weight: Any) -> None:
+  """Raises unless a weight is a number, or numbers, not NaN nor infinite as far as that is known."""
+  if isinstance(weight, jax.core.Tracer):
+    return
+  values = np.asarray(weight)
+  if not jnp.issubdtype(values.dtype, jnp.number) or not np.isfinite(values).all():
+    raise ValueError(
+        f'The weight of {name!r} is {weight!r}; expected a finite number, or one per episode.')
 
 
 def _fold(key: chex.PRNGKey, purpose: int, index: int) -> chex.PRNGKey:

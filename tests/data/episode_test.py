@@ -153,8 +153,8 @@ def test_depth_comes_along_where_it_is_known(tmp_path):
     (np.ones((5, 4, 5), np.float32), r'depth is float32 \(5, 4, 5\); expected float32 \(5, 4, 6\)'),
     (np.ones((5, 4, 6)), 'depth is float64'),
     ([1.0], 'depth is list'),
-    (_with(np.ones((5, 4, 6), np.float32), (2, 1), np.nan), 'not positive in 6 pixels'),
-    (np.zeros((5, 4, 6), np.float32), 'not positive in 120 pixels; expected distances'),
+    (_with(np.ones((5, 4, 6), np.float32), (2, 1), np.nan), 'in 6 pixels, first in frame 2;'),
+    (np.zeros((5, 4, 6), np.float32), '120 pixels, first in frame 0; expected distances'),
 ])
 def test_depth_that_cannot_be_is_refused(depth, message):
   with pytest.raises(ValueError, match=message):

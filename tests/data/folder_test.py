@@ -53,7 +53,7 @@ def test_a_damaged_episode_is_made_again(tmp_path):
 def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path):
   _collect(tmp_path)
   before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-  with pytest.raises(ValueError, match=r'differ in length \(3, asked for 4\).*overwrite=True'):
+  with pytest.raises(ValueError, match=r'differ in length \(3, asked for 4\).*--overwrite'):
     _collect(tmp_path, spaces={**SPACES, 'length': 4})
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from tests import small
 from wmpoe.networks import embeddings
 
 
@@ -72,6 +73,8 @@ def test_grid_planes_mark_one_token():
     (lambda: embeddings.fourier_features(np.zeros(1), 3), 'dim=3 must be even'),
     (lambda: embeddings.axial_rope(np.arange(1), (1, 1), 4), 'head_dim=4 must be even and at'),
     (lambda: embeddings.axial_rope(np.arange(1), (1, 1), 9), 'head_dim=9 must be even'),
+    (lambda: embeddings.head_dim(190, 4), 'width=190 does not divide into heads=4.* width=192'),
+    (lambda: small.params(small.model(heads=3)), 'width=16 does not divide into heads=3'),
     (lambda: embeddings.patchify(np.zeros((1, 1, 6, 8, 3)), 4), '6x8 do not divide.*patches of 4'),
 ])
 def test_bad_arguments(make, message):

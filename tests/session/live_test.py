@@ -77,6 +77,10 @@ def test_new_weights_do_not_compile_again(seen, asked):
 @pytest.mark.parametrize(('use', 'message'), [
     (lambda s, a: s.imagine(a[0][:1], a[1]), r'actions have shape \(1, 2, 3\); this session runs'),
     (lambda s, a: s.imagine(a[0], a[1][:, :, :1]), 'poses have dimension 1; this model was built'),
+    (lambda s, a: s.imagine(a[0].at[1, 0, 2].set(np.nan), a[1]), 'actions hold NaN .* in frame 0'),
+    (lambda s, a: s.imagine(a[0], a[1].astype('int32')), 'poses are int32; expected float32'),
+    (lambda s, a: s.reset().observe(small.observation(2, 1)),
+     'long_term would have a history of 1 frames; its inner steps learn from clips of 2 frames'),
     (lambda s, a: s.observe(small.observation(1, 6)), r'frames have shape \(1, 6, 16, 16, 3\)'),
     (lambda s, a: s.observe(dataclasses.replace(
         small.observation(2, 6), frames=np.zeros((2, 6, 8, 8, 3), np.uint8))), r'frames are \(8'),

@@ -191,9 +191,9 @@ def validate(
       )
   _check_frames(item.frames, where)
   for name in ('actions', 'poses'):
-    _check_condition(name, getattr(item, name), where, axis=int(batched))
+    check_condition(name, getattr(item, name), where, axis=int(batched))
   if item.depth is not None:
-    _check_depth(item.depth, item.frames, where)
+    _check_depth(item.depth, item.frames, where, axis=int(batched))
   lead = 2 if batched else 1
   leads = {name: tuple(getattr(item, name).shape[:lead]) for name in _FIELDS}
   if len(set(leads.values())) > 1:
@@ -259,7 +259,12 @@ def _check_frames(frames: Any, where: str) -> None:
   raise ValueError(f'{where}frames are {frames.dtype}{found}; expected uint8 in 0..255: {how}.')
 
 
-def _check_condition(name: str, array: Any, where: str, *, axis: int) -> None:
+def check_condition(name: str, array: Any, where: str = '', *, axis: int = 1) -> None:
+  """Checks actions or poses alone, frames along `axis`.
+
+  Raises:
+    ValueError: not float32, or not finite; names the frame.
+  """
   if array.dtype != np.float32:
     raise ValueError(
         f'{where}{name} are {array.dtype}; expected float32: use .astype(np.float32)'
@@ -274,7 +279,7 @@ def _check_condition(name: str, array: Any, where: str, *, axis: int) -> None:
       )
 
 
-def _check_depth(depth: Any, frames: Any, where: str) -> None:
+def _check_depth(depth: Any, frames: Any, where: str, *, axis: int) -> None:
   shape, dtype = (getattr(depth, name, None) for name in ('shape', 'dtype'))
   if shape != frames.shape[:-1] or dtype != np.float32:
     raise ValueError(
@@ -282,8 +287,9 @@ def _check_depth(depth: Any, frames: Any, where: str) -> None:
         f'{tuple(frames.shape[:-1])}, a number for every pixel of the frames: resize it, or leave '
         'it out.')
   if _known(depth):
-    wrong = int((~(np.asarray(depth) > 0.0)).sum())
-    if wrong:
+    wrong = np.argwhere(~(np.asarray(depth) > 0.0))
+    if len(wrong):
       raise ValueError(
-          f'{where}depth holds NaN or numbers that are not positive in {wrong} pixels; expected '
-          'distances in the units of the poses, and infinity where nothing is.')
+          f'{where}depth holds NaN or numbers that are not positive in {len(wrong)} pixels, first '
+          f'in frame {wrong[0, axis]}; expected distances in the units of the poses, and infinity '
+          'where nothing is.')

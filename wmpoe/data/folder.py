@@ -111,7 +111,7 @@ def _prepared(
   elif old and not (folder / SPACES).exists():
     raise ValueError(
         f'{folder} holds {len(old)} episodes but no {SPACES} that says which. Choose another '
-        'folder, or overwrite=True to delete them.'
+        'folder, or overwrite (--overwrite) to delete them.'
     )
   if (folder / SPACES).exists():
     found = read_spaces(folder)
@@ -120,7 +120,7 @@ def _prepared(
       raise ValueError(
           f'{folder / SPACES}: the folder holds episodes that differ in '
           + ', '.join(f'{k} ({found.get(k)!r}, asked for {spaces.get(k)!r})' for k in differ)
-          + '. Choose another folder, or overwrite=True to delete them.'
+          + '. Choose another folder, or overwrite (--overwrite) to delete them.'
       )
   else:
     text = json.dumps(spaces, indent=2).encode()

@@ -21,6 +21,19 @@ def fourier_features(x: chex.Array, dim: int, *, max_period: float = 1_000.0) ->
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def head_dim(width: int, heads: int) -> int:
+  """Channels of each attention head.
+
+  Raises:
+    ValueError: if the heads do not divide the width.
+  """
+  if heads < 1 or width % heads:
+    raise ValueError(
+        f'width={width} does not divide into heads={heads}; expected a multiple, for instance '
+        f'width={max(heads, 1) * max(1, round(width / max(heads, 1)))}.')
+  return width // heads
+
+
 def axial_rope(
     times: np.ndarray, grid: tuple[int, int], head_dim: int, *, base: float = 100.0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -207,7 +207,8 @@ class SSM(dit.DiT):
     modulation = jnp.concatenate([modulation, own(condition).reshape(b, t, 3, d)], axis=2)
     offsets = jnp.concatenate([offsets, self.param(
         'modulation_time_offsets', nn.initializers.normal(0.02), (self.depth, 3, d))], axis=1)
-    rope = embeddings.axial_rope(np.arange(1), self.grid, self.width // self.heads)
+    rope = embeddings.axial_rope(
+        np.arange(1), self.grid, embeddings.head_dim(self.width, self.heads))
     block = functools.partial(
         dit.recomputed(Block, self.remat), self.width, self.heads, self.mlp_ratio, self.dtype,
         self.implementation, self.expand, self.state, self.scan)

@@ -79,7 +79,8 @@ class ViewReader(nn.Module):
       x = x + nn.Dense(
           d, use_bias=False, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='warped')(
               warped.reshape(m, n, -1))
-    split = lambda y: y.reshape(m, -1, self.heads, d // self.heads).transpose(0, 2, 1, 3)
+    size = embeddings.head_dim(d, self.heads)
+    split = lambda y: y.reshape(m, -1, self.heads, size).transpose(0, 2, 1, 3)
     for i in range(self.depth):
       query = split(dense(d, f'query_{i}')(norm(f'norm_query_{i}')(x)))
       key, value = split(dense(d, f'key_{i}')(tokens)), split(dense(d, f'value_{i}')(tokens))

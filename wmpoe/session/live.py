@@ -115,8 +115,9 @@ class Session:
     Compiled once for each T.
 
     Raises:
-      ValueError: if the observation does not fit the model or has other than B episodes, or if the
-        memory was loaded without what writing it needs.
+      ValueError: if the observation does not fit the model or has other than B episodes, if a
+        history would be shorter than what inner steps learn from, or if the memory was loaded
+        without what writing it needs.
     """
     if not self.writable:
       raise ValueError(
@@ -124,6 +125,7 @@ class Session:
           'with history=True to go on observing, or reset() to start anew.')
     self._check(observation.frames, 'frames')
     self.model.validate(observation)
+    self._check_history(self.observed + observation.frames.shape[1])
     encoded = observation if self.model.latents is None else _encode(self.model, observation)
     state, key = write(self.model, self.state, encoded, self.key)
     return dataclasses.replace(
@@ -140,10 +142,12 @@ class Session:
       `(session, frames [B T H W 3] uint8)`.
 
     Raises:
-      ValueError: if a shape does not fit.
+      ValueError: if a shape does not fit, or numbers are not finite.
     """
     self._check(actions, 'actions')
     self._check(poses, 'poses')
+    for name, array in ('actions', actions), ('poses', poses):
+      episode.check_condition(name, array)
     recent, changed, frames, key = _imagine(self.model, self.state, actions, poses, self.key)
     state = world_model.WorldState(
         recent=recent, memories={**self.state.memories, **changed})
@@ -246,6 +250,15 @@ class Session:
         observed=np.asarray(facts['observed'], np.int64),
         imagined=np.asarray(facts['imagined'], np.int64), lineage=lineage,
         writable=facts['history'])
+
+  def _check_history(self, frames: np.ndarray) -> None:
+    for name, memory in self.model.memories.items():
+      how = getattr(memory, 'writing', None)
+      if how is not None and how.steps and frames.min() < how.target:
+        raise ValueError(
+            f'{name} would have a history of {frames.min()} frames; its inner steps learn from '
+            f'clips of {how.target} frames. Observe more frames at once, or lower '
+            'compose.long_term.writing.target.')
 
   def _check(self, array: Any, name: str) -> None:
     if np.shape(array)[:1] != (self.batch,):

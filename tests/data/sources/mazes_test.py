@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
+from wmpoe.data import episode
 from wmpoe.data import memory_maze
 from wmpoe.data.sources import conversion
 from wmpoe.data.sources import mazes
@@ -22,6 +23,17 @@ def test_a_maze_converted_is_the_maze_as_its_own_reader_sees_it(tmp_path):
   for name in ('frames', 'actions', 'poses'):
     np.testing.assert_array_equal(getattr(item, name), getattr(expected, name))
   assert item.meta['layout'] == expected.meta['layout']
+
+
+def test_depth_comes_along(tmp_path):
+  with np.load(TINY) as fields:
+    shape = fields['image'].shape[:3]
+    depth = np.random.default_rng(0).uniform(1, 5, shape).astype(np.float16)
+    np.savez(tmp_path / 'a.npz', **fields, depth=depth)
+  options = conversion.Options(skip=2, pose_scale=2, unit='two cells')
+  list(conversion.convert(mazes.MazeSource(tmp_path), tmp_path / 'out', options=options))
+  item = episode.Episode.load(tmp_path / 'out' / 'episode_00000.npz')
+  np.testing.assert_allclose(item.depth, depth[::2, 2:-2, 2:-2].astype(np.float32) / 2)
 
 
 def test_folders_without_mazes(tmp_path):

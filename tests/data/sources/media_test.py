@@ -94,6 +94,17 @@ def test_videos(tmp_path):
   assert bad.startswith('b: ')
 
 
+def test_depth_is_cut_as_pictures_are_and_never_averaged():
+  depth = np.full((4, 12), np.inf, np.float32)
+  depth[:, 4:8] = np.arange(1, 5)[:, None] + [0, .1, .2, .3]
+  np.testing.assert_array_equal(
+      pictures.fit_depth(depth, (2, 2)), np.float32([[2.1, 2.3], [4.1, 4.3]]))
+  assert pictures.fit_depth(depth, (8, 24)).shape == (8, 24)
+  assert pictures.fit_depth(depth, None) is depth
+  with pytest.raises(ValueError, match=r'depth has shape \[4, 12, 1\]; expected \[H W\]'):
+    pictures.fit_depth(depth[..., None], (2, 2))
+
+
 def test_pictures_are_cut_to_their_middle_and_averaged():
   wide = np.zeros((4, 12, 3), np.uint8)
   wide[:, 4:8] = 200

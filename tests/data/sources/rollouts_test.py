@@ -73,6 +73,16 @@ def test_every_episode_becomes_a_file(tmp_path, end):
   assert (world.fps, world.frame, world.actions.names) == (8.0, (4, 4), ('stay', 'go', 'turn'))
 
 
+def test_depth_is_recorded_beside_the_frames(tmp_path):
+  far = lambda e: np.full((6, 8), 1.0 + e.at)
+  with rollouts.EpisodeRecorder(Walk(), tmp_path, depth=far, size=(4, 4)) as env:
+    env.reset()
+    env.step(1)
+  item, = _load(tmp_path)
+  assert item.depth.shape == (2, 4, 4)
+  np.testing.assert_array_equal(item.depth[:, 0, 0], [1, 2])
+
+
 def test_a_second_recording_goes_on_and_another_world_is_refused(tmp_path):
   for _ in range(2):
     with rollouts.EpisodeRecorder(Walk(Box()), tmp_path) as env:

@@ -43,7 +43,7 @@ class Options:
   Attributes:
     skip: Steps per frame; the actions of all of them become the condition of the frame.
     action_scale: Continuous actions are divided by it: one number, or one per action.
-    pose_scale: Lengths of planar poses are divided by it, so that they are in cells.
+    pose_scale: Lengths of planar poses, and depth, are divided by it, so that they are in cells.
     unit: Name of what lengths are in then.
     min_length: Fewest frames of an episode.
   """
@@ -117,7 +117,7 @@ def convert(
   if beyond:
     raise ValueError(
         f'{out} holds {", ".join(beyond[:3])}, more than the {len(names)} episodes of the source; '
-        'choose another folder, or overwrite to delete them.')
+        'choose another folder, or overwrite (--overwrite) to delete them.')
 
   def make(index: int) -> episode.Episode:
     try:
@@ -150,12 +150,13 @@ def finish(out_dir: str | os.PathLike[str], *, converted: int, bad: Mapping[str,
 
 def _changed(
     item: episode.Episode, spaces: spaces_lib.Spaces, options: Options) -> episode.Episode:
-  actions, poses = item.actions, item.poses
+  actions, poses, depth = item.actions, item.poses, item.depth
   if options.action_scale:
     actions = actions / np.asarray(options.action_scale, np.float32)
   if options.pose_scale != 1:
     poses = poses / np.asarray([options.pose_scale, options.pose_scale, 1], np.float32)
-  item = dataclasses.replace(item, actions=actions, poses=poses)
+    depth = None if depth is None else depth / np.float32(options.pose_scale)
+  item = dataclasses.replace(item, actions=actions, poses=poses, depth=depth)
   return skipped(item, options.skip) if options.skip > 1 else item
 
 
@@ -170,6 +171,7 @@ def skipped(item: episode.Episode, skip: int) -> episode.Episode:
       [np.zeros((skip - 1, item.actions.shape[1]), np.float32), item.actions])
   return dataclasses.replace(
       item, frames=item.frames[kept], poses=item.poses[kept],
+      depth=None if item.depth is None else item.depth[kept],
       actions=np.concatenate([actions[kept + i] for i in range(skip)], axis=1))
 
 

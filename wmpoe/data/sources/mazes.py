@@ -46,4 +46,4 @@ class MazeSource:
     item = memory_maze.subsample(found, 1, border=self._border)
     meta = {k: v for k, v in item.meta.items() if k in ('source', 'layout', 'targets')}
     return episode.Episode(
-        frames=item.frames, actions=item.actions, poses=item.poses, meta=meta)
+        frames=item.frames, actions=item.actions, poses=item.poses, depth=item.depth, meta=meta)

@@ -30,15 +30,38 @@ def fit(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
   frame = np.repeat(frame, 3, axis=2) if frame.shape[2] == 1 else frame[..., :3]
   if size is None or frame.shape[:2] == tuple(size):
     return np.ascontiguousarray(frame)
-  height, width = frame.shape[:2]
-  scale = min(height / size[0], width / size[1])
-  crop_h, crop_w = scale * size[0], scale * size[1]
-  top, left = (height - crop_h) / 2, (width - crop_w) / 2
+  top, left, scale = _middle(frame.shape[:2], size)
   image = _image_module().fromarray(frame)
   # Box averages over exactly the pixels that fall into each new one; enlarging is bilinear.
   how = _image_module().Resampling.BOX if scale >= 1 else _image_module().Resampling.BILINEAR
-  box = (left, top, left + crop_w, top + crop_h)
+  box = (left, top, left + scale * size[1], top + scale * size[0])
   return np.asarray(image.resize((size[1], size[0]), how, box=box))
+
+
+def fit_depth(depth: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+  """Depth [H W] as `fit` brings pictures to a size, float32; of a place between, the nearest one.
+
+  Means of near and far would be surfaces where there are none.
+
+  Raises:
+    ValueError: of another rank.
+  """
+  depth = np.asarray(depth, np.float32)
+  if depth.ndim != 2 or not depth.size:
+    raise ValueError(f'depth has shape {list(depth.shape)}; expected [H W].')
+  if size is None or depth.shape == tuple(size):
+    return depth
+  top, left, scale = _middle(depth.shape, size)
+  rows, columns = (
+      np.minimum((begin + scale * (np.arange(new) + 0.5)).astype(int), old - 1)
+      for begin, new, old in zip((top, left), size, depth.shape, strict=True))
+  return depth[rows[:, None], columns]
+
+
+def _middle(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[float, float, float]:
+  """Top, left and scale of the largest middle part of a picture that has the size's aspect."""
+  scale = min(shape[0] / size[0], shape[1] / size[1])
+  return (shape[0] - scale * size[0]) / 2, (shape[1] - scale * size[1]) / 2, scale
 
 
 def image(source: Any) -> np.ndarray:

@@ -58,6 +58,7 @@ class EpisodeRecorder:
       frame: Callable[[Any], np.ndarray] | None = None,
       pose: Callable[[Any], Sequence[float]] | None = None,
       poses: spaces_lib.Poses = spaces_lib.Poses(),  # noqa: B008 - frozen
+      depth: Callable[[Any], np.ndarray] | None = None,
       size: tuple[int, int] | None = None, action_names: Sequence[str] = (),
       environment: str = '', fps: float | None = None, min_length: int = 2,
       meta: Mapping[str, Any] | None = None):
@@ -71,6 +72,8 @@ class EpisodeRecorder:
         once an episode is over.
       pose: From the environment to the pose of the current frame; needs `poses`.
       poses: What a pose is, such as `spaces.PLANAR`.
+      depth: From the environment to the depth [H W] of the current frame along the optical axis, in
+        the units of the poses, infinite where nothing is.
       size: Height and width to keep; as they are if None.
       action_names: Of the discrete choices or continuous numbers.
       environment: Name of the world; that of the environment's spec if empty.
@@ -88,13 +91,14 @@ class EpisodeRecorder:
           'such as spaces.PLANAR, or neither.')
     self.env, self._folder, self._frame, self._pose = env, pathlib.Path(out_dir), frame, pose
     self._poses, self._size, self._min_length = poses, size, min_length
+    self._depth = depth
     self._meta = dict(meta or {})
     self._actions_kept = actions_of(env.action_space, action_names)
     spec = getattr(env, 'spec', None)
     self._environment = environment or getattr(spec, 'id', None) or type(env).__name__
     rate = fps or (getattr(env, 'metadata', None) or {}).get('render_fps')
     self._fps = float(rate) if rate else None
-    self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    self._rows: list[tuple[np.ndarray, ...]] = []
     self.written: list[pathlib.Path] = []
 
   def __getattr__(self, name: str) -> Any:
@@ -141,13 +145,15 @@ class EpisodeRecorder:
     if action is not None:
       led = vector(action, self.env.action_space)
     self._rows.append((
-        pictures.fit(np.asarray(picture), self._size), led, here.astype(np.float32)))
+        pictures.fit(np.asarray(picture), self._size), led, here.astype(np.float32),
+        *(() if self._depth is None else (
+            pictures.fit_depth(self._depth(self.env), self._size),))))
 
   def _write(self) -> None:
     rows, self._rows = self._rows, []
     if len(rows) < self._min_length:
       return
-    frames, actions, poses = (np.stack(column) for column in zip(*rows, strict=True))
+    frames, actions, poses, *depth = (np.stack(column) for column in zip(*rows, strict=True))
     spaces = spaces_lib.Spaces(
         environment=self._environment, frame=frames.shape[1:3], actions=self._actions_kept,
         poses=self._poses, fps=self._fps)
@@ -156,7 +162,7 @@ class EpisodeRecorder:
       number = int(kept[-1].stem[8:]) + 1
     name = f'{self._environment}_{number:05d}'
     item = episode.Episode(
-        frames=frames, actions=actions, poses=poses,
+        frames=frames, actions=actions, poses=poses, depth=depth[0] if depth else None,
         meta={**self._meta, 'environment': self._environment, 'name': name})
     spaces.check(item, where=f'{name}: ')
     self.written.append(folder.append(self._folder, item, number, spaces=spaces.to_json()))
