@@ -181,7 +181,7 @@ def test_a_pyramid_and_a_full_attention_base_imagine():
     (('base', 'spatial'), {'weights': {'space': 1.0}}, r"weights for \['space'\]"),
     (('base',), {'weights': {'base': 2.0}}, "weight is given for 'base'"),
     (('base',), {'rule': 'sum'}, "Unknown composition rule 'sum'"),
-    (('base', 'spatial'), {'weights': {'spatial': '1'}}, "weight of 'spatial' is '1'; expected a f"),
+    (('base', 'spatial'), {'weights': {'spatial': '1'}}, "weight of 'spatial' is '1'; exp"),
     (('base', 'spatial'), {'weights': {'spatial': jnp.nan}}, "weight of 'spatial' is nan"),
     (('base', 'spatial'), {'weights': {'spatial': jnp.array([1., jnp.inf])}}, 'or one per episode'),
 ])

@@ -258,7 +258,7 @@ class WorldModel:
 
 
 def _check_weight(name: str, weight: Any) -> None:
-  """Raises unless a weight is a number, or numbers, not NaN nor infinite as far as that is known."""
+  """Raises unless a weight is a finite number, or numbers, as far as that is known."""
   if isinstance(weight, jax.core.Tracer):
     return
   values = np.asarray(weight)
