@@ -120,11 +120,12 @@ def _of_rank(
   else:
     # The scale alpha / rank stays: what changes is how much fits in.
     spec, keys = dataclasses.replace(spec, rank=value, alpha=spec.scale * value), value
+  regression = memory.regression and dataclasses.replace(memory.regression, rank=keys)
   return long_term_lib.create(
       jax.random.key(0), memory.model, memory.params, action_dim=memory.action_dim,
       pose_dim=memory.pose_dim, spec=spec, optimizer=optimizer, writing=writing,
       weight=memory.weight, baseline=memory.baseline, reading=memory.reading,
-      regression=memory.regression and memory.regression.replace(rank=keys))
+      regression=regression)
 
 
 def streaming(study: maze_study.Study) -> maze_study.Outcome:
