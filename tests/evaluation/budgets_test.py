@@ -6,18 +6,30 @@ from wmpoe import zoo
 from wmpoe.evaluation import arms
 from wmpoe.evaluation import budgets
 
+DEPTH = {'points': {'depth': 'depth'}, 'expert': 'spatial', 'model': {}, 'env': {}}
 CARDS = {
     'first': {'config': {'init_from': ''}, 'train_flops': 1e12, 'train_seconds': 60.0},
     'base': {'config': {'init_from': 'first'}, 'train_flops': 2e12, 'train_seconds': 120.0},
-    'spatial': {'config': {'init_from': 'base', 'points': {'depth': 'depth'}},
+    'spatial': {'config': {**DEPTH, 'init_from': 'base', 'train': {'learn': 'refiner'}},
                 'train_flops': 4e12, 'train_seconds': 240.0},
     'depth': {'config': {}, 'train_flops': 8e12},  # seconds are not said
+    'fork': {'config': {'init_from': 'spatial', 'expert': 'full', 'model': {}, 'env': {}},
+             'train_flops': 32e12, 'train_seconds': 1.0},
     'lost': {'config': {'init_from': 'gone'}, 'train_flops': 16e12, 'train_seconds': 1.0},
 }
 
 
+class Model:
+  """A network of one layer, that reads no memory."""
+
+  def init(self, key):
+    return {'layer': 0.0}
+
+
 @pytest.fixture(autouse=True)
 def cards(monkeypatch):
+  monkeypatch.setattr(zoo, 'model', lambda description: Model())
+  monkeypatch.setattr(zoo, 'dimensions', lambda env: {})
   def load(path):
     if path not in CARDS:
       raise FileNotFoundError(path)
@@ -30,11 +42,17 @@ def tflop(*used):
 
 
 def test_every_run_counts_once():
-  assert list(budgets.runs('spatial')) == ['spatial', 'depth', 'base', 'first']
+  assert list(budgets.runs('spatial')) == ['depth', 'spatial', 'base', 'first']
   assert tflop(budgets.runs('base')) == 3
   assert tflop(budgets.runs('base'), budgets.runs('spatial'), budgets.runs('spatial')) == 15
   found = budgets.metrics([budgets.runs('base')], 3)
   assert found['train_minutes'] == {'mean': 3.0, 'low': 3.0, 'high': 3.0, 'n': 3}
+
+
+def test_what_taught_only_what_is_not_used_does_not_count():
+  # The refiner, and the depth that it needs, serve the memory alone.
+  assert list(budgets.runs('spatial', alone=True)) == ['base', 'first']
+  assert list(budgets.runs('fork')) == ['fork', 'base', 'first']
 
 
 def test_what_is_not_known_is_not_guessed():
@@ -49,8 +67,9 @@ def test_an_arm_has_the_runs_of_all_it_uses():
   training = budgets.of_model({'base': 'base', 'spatial': 'spatial'}, ['long_term', 'spatial'],
                               odometry='first')
   of = lambda **given: budgets.of_arm(arms.Arm(**given), training, 3)['train_tflop']['mean']
-  assert of() == 3 and of(memories=('spatial',)) == 15
+  assert of() == of(memories=('long_term',)) == 3 and of(memories=('spatial',)) == 15
   assert set(training) == {'base', 'long_term', 'spatial', 'odometry'}
-  alone = budgets.of_model({'spatial': 'spatial'}, ['short_term'])
-  assert alone['base'] == alone['short_term'] == budgets.runs('spatial')
+  joint = budgets.of_model({'spatial': 'spatial'}, ['short_term'])
+  assert joint['short_term'] == budgets.runs('spatial')
+  assert joint['base'] == budgets.runs('spatial', alone=True)
   assert budgets.of_arm(arms.Arm(), {}, 3) == {}

@@ -1,11 +1,15 @@
 """What it took to train all networks an arm uses: floating-point operations and minutes.
 
-A network's runs are its own and those it was forked from, back to the first; what several networks
-of an arm share counts once. The autoencoder, which all arms share, is left out.
+A network's runs are its own and those it was forked from, back to the first, as far as they taught
+anything it uses; what several networks of an arm share counts once. The autoencoder, which all arms
+share, is left out.
 """
 
 from collections.abc import Iterable, Mapping
+import re
 from typing import Any
+
+import jax
 
 from wmpoe import zoo
 
@@ -14,29 +18,45 @@ Runs = dict[str, dict[str, float | None]]
 _FACTS = ('train_flops', 'train_seconds')
 
 
-def runs(path: str) -> Runs:
+def runs(path: str, *, alone: bool = False) -> Runs:
   """The training runs behind a file of weights, its own first.
 
   A file that it was forked from and that is not there took nobody knows how much.
+
+  Args:
+    path: File or packaged name.
+    alone: Whether a network that reads a memory is used without: as the base.
 
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: if it is damaged.
   """
-  found: Runs = {}
-  while path and path not in found:
+  config = zoo.load_expert(path)[1]['config']
+  found, used = {}, _used(config, alone)
+  if used is None and config.get('points'):
+    found = runs(config['points']['depth'])
+  seen: list[str] = []
+  while path and path not in seen:
+    seen.append(path)
     try:
       _, card = zoo.load_expert(path)
     except FileNotFoundError:
-      if not found:
-        raise
       card = {'config': {}}
-    found[path] = {fact: card.get(fact) for fact in _FACTS}
-    depth = card['config'].get('points', {}).get('depth')
-    if depth:
-      found |= runs(depth)
-    path = card['config'].get('init_from')
+    config = card['config']
+    learn = config.get('train', {}).get('learn')
+    if used is None or not learn or any(re.search(learn, f'denoiser/{name}') for name in used):
+      found[path] = {fact: card.get(fact) for fact in _FACTS}
+    path = config.get('init_from')
   return found
+
+
+def _used(config: zoo.Description, alone: bool) -> list[str] | None:
+  """Names of the parameters a denoiser needs that reads no memory; None for all a file has."""
+  if 'model' not in config or (config['expert'] == 'spatial' and not alone):
+    return None
+  blind = {**config, 'model': {**config['model'], 'map_dim': 0, 'refiner': 0}}
+  return list(jax.eval_shape(
+      lambda key: zoo.model(blind).init(key, **zoo.dimensions(config['env'])), jax.random.key(0)))
 
 
 def metrics(used: Iterable[Runs], episodes: int) -> dict[str, dict[str, float]]:
@@ -70,8 +90,10 @@ def of_model(
     odometry: File or packaged name; '' for none.
   """
   of = {name: runs(path) for name, path in experts.items()}
-  base = of.get('base', of.get('spatial', {}))
-  found = {'base': base} | {name: of.get(name, of.get('spatial', base)) for name in memories}
+  base = runs(experts.get('base') or experts['spatial'], alone=True)
+  # Long-term memory is the base's own weights; short-term reads as spatial does, if not by itself.
+  found = {'base': base, 'long_term': base} | {
+      name: of.get(name, of.get('spatial', base)) for name in memories if name != 'long_term'}
   return found | ({'odometry': runs(odometry)} if odometry else {})
 
 
