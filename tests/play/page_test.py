@@ -69,5 +69,15 @@ def test_one_opens_it_steers_sets_reloads_and_watches(browser, address):
   assert page.locator('.expert').first.get_attribute('class') == 'expert off'
   assert complaints == []
 
+  for size in (2_000, 20_000):  # too much for the room, and for the socket
+    page.evaluate("""size => {
+      window.old = socket;
+      socket.addEventListener('close', event => { window.code = event.code; });
+      socket.send('x'.repeat(size));
+    }""", size)
+    wait("socket !== window.old && document.body.dataset.role === 'writer'")  # by itself
+    assert page.evaluate('window.code') == 1009
+    assert page.evaluate('document.body.dataset.mode') == 'dream'
+
   stranger = context.new_page()
   assert stranger.goto(f'http://{address}/?token=wrong').status == 403
