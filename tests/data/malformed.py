@@ -1,14 +1,11 @@
 """Malformed episodes of every kind, seeded, and what must be true of the commands that read them.
 
-    PYTHONPATH=. python tests/data/malformed.py 10000
+`benchmarks/malformed.py` has many of them read.
 """
 
 import contextlib
 import io
 import json
-import pathlib
-import sys
-import tempfile
 import zipfile
 
 import numpy as np
@@ -194,12 +191,3 @@ def check_tables(root, count, seed=0):
   assert all(p.parent == out for p in new) and len(new) == refused['episodes'] + 2
   assert _run('validate', f'--source={out}')[0] == 0
   return len(refused['bad'])
-
-
-if __name__ == '__main__':
-  total = int(sys.argv[1])
-  with tempfile.TemporaryDirectory() as made:
-    tables = total // 10
-    print(f'{check_episodes(pathlib.Path(made), total - tables)} of {total - tables} files and '
-          f'{check_tables(pathlib.Path(made), tables)} of {tables} tables refused by name, the '
-          'others harmless; nothing crashed, nothing was written elsewhere')

@@ -1,6 +1,6 @@
 """The page's server over real connections: who steers, what is refused, and that nothing breaks it.
 
-`WMPOE_FUZZ=10000 python -m pytest tests/play/server_test.py -k malformed` is the long version.
+`benchmarks/malformed.py` sends many more malformed messages.
 """
 
 import contextlib
