@@ -257,7 +257,7 @@ delete() {
 
 case ${1-} in
   create | setup | run | logs | stop | status | delete) "$@" ;;
-  state) require NAME PROJECT ZONE; state ;;
+  state) require NAME PROJECT ZONE; if [[ ${DRY_RUN-} ]]; then queue describe; else state; fi ;;
   -h | --help) usage ;;
   '') usage >&2; exit 2 ;;
   *) die "Unknown command '$1'; expected create, setup, run, logs, stop, status, state or delete." ;;

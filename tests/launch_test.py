@@ -1,5 +1,6 @@
 """launch/: the scripts, run for real against a stand-in for gcloud; and pods of real processes."""
 
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from wmpoe import cli
+from wmpoe.commands import compile as compile_command
 from wmpoe.commands import train
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -292,6 +294,13 @@ def test_a_dry_run_prints_commands_that_a_shell_would_run(cloud):
       f'gcloud compute tpus queued-resources delete {_WHERE} --force --quiet\n')
 
 
+def test_a_dry_run_asks_gcloud_nothing(cloud):
+  for command in ('create', 'setup', 'logs', 'stop', 'status', 'state', 'delete'):
+    done = cloud(command, DRY_RUN='1')
+    assert done.returncode == 0 and done.stdout, (command, done.stderr)
+  assert cloud.calls() == []
+
+
 def test_setup_installs_the_last_commit_on_every_host(cloud):
   cloud.there()
   cloud.program('python3', 'mkdir -p ~/.local/bin; cp "$FAKE/bin/uv" ~/.local/bin/uv')
@@ -421,22 +430,32 @@ def test_the_jobset_is_what_kubernetes_expects():
   assert container['command'] == ['bash', '-c', f'exec {values["COMMAND"]}']
 
 
-def test_the_commands_of_the_docs_are_understood(cloud, monkeypatch):
+@pytest.mark.parametrize(('document', 'blocks', 'least'), [
+    ('docs/pods.md', r'```bash\n(.*?)```', 10),
+    ('README.md', r'## From a laptop to a pod\n.*?```\n(.*?)```', 5),
+])
+def test_the_commands_of_the_docs_are_understood(cloud, monkeypatch, document, blocks, least):
   monkeypatch.chdir(_ROOT)
-  text = (_ROOT / 'docs' / 'pods.md').read_text()
-  lines = [line for block in re.findall(r'```bash\n(.*?)```', text, re.DOTALL)
-           for line in block.splitlines()]
-  assert len(lines) > 10
+  text = (_ROOT / document).read_text()
+  lines = [line for block in re.findall(blocks, text, re.DOTALL) for line in block.splitlines()]
+  assert len(lines) >= least
   for line in lines:
-    words = shlex.split(line)
-    if 'train' in words:  # Every flag and config is one that there is.
-      argv = ['wmpoe train', *words[words.index('train') + 1:]]
-      flags = absl_flags.FlagValues()
-      train.define(flags, argv)
-      assert cli._parse(flags, argv) == []
-      assert flags.config.expert == 'base'
-    if words[0] == 'DRY_RUN=1':
+    words = shlex.split(line, comments=True)
+    for command in (train, compile_command):  # Every flag and config is one that there is.
+      name = command.__name__.rpartition('.')[2]
+      if name in words:
+        argv = [f'wmpoe {name}', *words[words.index(name) + 1:]]
+        flags = absl_flags.FlagValues()
+        command.define(flags, argv)
+        assert cli._parse(flags, argv) == []
+        assert flags.config.expert == 'base'
+    while '=' in words[0]:  # a variable
       words.pop(0)
+    if words[:2] == ['pip', 'install']:
+      extras = re.findall(r'\[(.*?)\]', words[-1])
+      assert extras and set(extras[0].split(',')) <= set(
+          importlib.metadata.metadata('wmpoe').get_all('Provides-Extra'))
+      continue
     if words[0] in ('launch/tpu_pod.sh', 'launch/babysit.sh'):
       done = cloud(*words[1:], script=pathlib.Path(words[0]).name, DRY_RUN='1')
       assert done.returncode == 0, done.stderr
