@@ -57,7 +57,7 @@ def test_an_unknown_command_is_named_beside_those_there_are(capsys):
     (['train', '--distributed=here'], '--distributed=here cannot be read; expected off, auto, or'),
     (['train'], 'Give a config, for instance --config=configs/cards.py:base.'),
     (['train', '--workdir=there', '--config=nowhere.py'],
-     "No such file or directory: 'nowhere.py'"),
+     '--config=nowhere.py: there is no such file in'),
     (['train', f'--config={_CONFIG}:basic'],
      "Unknown variant 'basic' of configs/cards.py; expected one of base, short_term"),
     (['train', f'--config={_CONFIG}', '--config.model.wdth=8'],

@@ -18,6 +18,7 @@ from absl import logging
 
 from wmpoe import multihost
 from wmpoe import roll_call
+from wmpoe.commands import common
 
 COMMANDS = {
     'demo': 'see memory work on held-out episodes: write them, imagine what comes next',
@@ -130,6 +131,7 @@ def main(argv: Sequence[str]) -> int:
     print(command_help(command, module, flags))
     return 0
   try:
+    common.check_config_file(arguments)
     extra = _parse(flags, arguments)
     if extra and 'topic' in flags and (len(extra) == 1 or 'files' in flags):
       flags['topic'].value = extra.pop(0)  # `info composition` reads better

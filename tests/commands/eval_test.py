@@ -89,6 +89,9 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_seed(
     (['--experts=base.npz'], "--experts got 'base.npz'; expected name=file, comma separated."),
     (['--experts=base=nowhere.npz'], "'nowhere.npz' is neither a file nor a packaged expert"),
     (['--config.env.name=maze'], "'maze'"),
+    (['--protocol=steps', '--steps=20,x'], '--steps=20,x: expected whole numbers, such as 20,50,'),
+    (['--config=configs/nowhere.py'], '--config=configs/nowhere.py: there is no such file in '),
+    (['--config', 'nowhere.py:base'], '--config=nowhere.py: there is no such file in '),
 ])
 def test_bad_input_is_named(wmpoe, tiny, flags, message):
   done = _evaluate(wmpoe, tiny, *flags)

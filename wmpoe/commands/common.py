@@ -40,6 +40,22 @@ def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
       'by --config.key=value.', flag_values=flags, sys_argv=list(argv))
 
 
+def check_config_file(argv: Sequence[str]) -> None:
+  """Checks that the config file that argv names is there.
+
+  Raises:
+    FileNotFoundError: if it is not.
+  """
+  for index, argument in enumerate(argv):
+    name, given, value = argument.partition('=')
+    if name.lstrip('-') == 'config' and argument.startswith('-'):
+      file = (value if given else ''.join(argv[index + 1:index + 2])).partition(':')[0]
+      if not pathlib.Path(file).is_file():
+        raise FileNotFoundError(
+            f'--config={file}: there is no such file in {pathlib.Path.cwd()}. Give its whole path, '
+            "or run where it is, for instance in the folder that holds this project's configs/.")
+
+
 def config_of(flags: absl_flags.FlagValues) -> ml_collections.ConfigDict:
   """The config the user named.
 

@@ -136,6 +136,8 @@ def run(flags: absl_flags.FlagValues) -> None:
   measure, kept = _cards if name == 'cards' else _maze, []
   for protocol in protocols:
     begun = time.monotonic()
+    print(f'{_TITLES[name]}: {protocol}, up to {flags.episodes} episodes, {flags.seeds} seeds, '
+          f'into {folder}', file=sys.stderr)
     body, strips, about, parts = measure(protocol, model, description, flags, folder)
     kept.append(parts)
     if multihost.is_main():  # The others measured the same.
@@ -195,6 +197,9 @@ def _cards(
   else:
     if 'long_term' not in model.memories:
       raise ValueError('The protocol steps needs a long-term memory; this model has none.')
+    if not all(s.isdigit() for s in flags.steps):
+      raise ValueError(
+          f'--steps={",".join(flags.steps)}: expected whole numbers, such as 20,50,100.')
     steps = [int(s) for s in flags.steps]
     progress = common.Progress(left * len(steps) + 1)
     summary, drawn = curves.steps(

@@ -59,7 +59,11 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
 def run(flags: absl_flags.FlagValues) -> None:
   """Serves the page until it is interrupted."""
   description = {'env': {'name': 'cards'}} if flags.config is None else common.plain(flags.config)
-  folder = common.output_folder(flags.workdir)
+  folder, known = common.output_folder(flags.workdir), tuple(compositions.COMPOSED)
+  if description['env']['name'] not in known:
+    raise ValueError(
+        f'--config is of {description["env"]["name"]}; one can step into the worlds whose experts '
+        f'are packaged: {", ".join(known)}.')
   if not 1 <= flags.chunk <= 8:
     raise ValueError(f'--chunk={flags.chunk}: expected 1 to 8.')
   world = _world(description, flags)

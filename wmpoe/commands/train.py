@@ -9,6 +9,7 @@ process runs the same command, with --distributed (docs/pods.md).
 """
 
 from collections.abc import Sequence
+import sys
 from typing import Any
 
 from absl import flags as absl_flags
@@ -99,6 +100,9 @@ def run(flags: absl_flags.FlagValues) -> int:
     raise ValueError(
         'This configuration describes a world, not what is to be trained: name a variant, for '
         'instance --config=configs/memory_maze.py:cpu_spatial.')
+  steps, size = (description['train'][name] for name in ('steps', 'batch_size'))
+  print(f'training {description["expert"]} of {description["env"]["name"]}: {steps:,} steps of '
+        f'{size}, in {flags.workdir}', file=sys.stderr)
   for use in ('compose', 'protocol', 'camera'):  # how experts are used, not how they are trained
     description.pop(use, None)
   own_data.fit(description, description['data'].get('folder'))

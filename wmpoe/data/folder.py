@@ -168,9 +168,10 @@ def read_spaces(folder: str | os.PathLike[str]) -> dict[str, Any]:
   path = pathlib.Path(folder) / SPACES
   try:
     spaces = json.loads(path.read_bytes())
-  except FileNotFoundError as error:
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise FileNotFoundError(
-        f'{path} does not exist; expected a folder written by `collect`.'
+        f'{path} does not exist; expected a folder of episodes in our format, as `python -m wmpoe '
+        'collect`, `python -m wmpoe data convert` or an EpisodeRecorder writes it.'
     ) from error
   except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is not JSON ({error}); collect the episodes again.') from error
