@@ -48,7 +48,8 @@ MEMORY_MAZE: dict[str, Any] = {
     'spatial': {'frames': 256},
     'long_term': {
         'field': 256,
-        'regression': {'views': place_field.VIEWS, 'ridge': 1e-4, 'steps': 0},
+        # 9 views around a frame: 1800 are those of 200 frames.
+        'regression': {'views': place_field.VIEWS, 'ridge': 1e-4, 'few': 1800, 'steps': 0},
         'lora': {
             'rank': 256, 'alpha': 256.0, 'targets': ['field'], 'table_scale': 30.0},
         'writing': {

@@ -70,6 +70,19 @@ def test_rows_are_the_ridge_regression_of_what_the_reader_says(params):
   assert not np.any(state.step)
 
 
+def test_a_few_views_are_believed_less(params):
+  seen = small.observation(1, 6)
+  size = lambda **options: float(jnp.abs(_append(*(
+      lambda m: (m, m.init(1), seen))(memory(params, regression=regression(params, **options)))
+  ).lora['field']['b']).max())
+  views = 6 * sum(kind[0] for kind in VIEWS)
+  usual = size()
+  assert size(few=views) == pytest.approx(usual, rel=1e-4), 'as many as are enough'
+  # As with a ridge that is four times as large, where half of what would be enough is there.
+  assert size(few=2 * views) == pytest.approx(size(ridge=4e-4), rel=1e-4)
+  assert size(few=2 * views) < usual
+
+
 def test_writing_frame_by_frame_sums_the_same_views(params):
   # With the picture itself alone to be read, when a view is asked does not matter.
   alone = dataclasses.replace(

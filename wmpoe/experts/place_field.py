@@ -54,6 +54,8 @@ class Regression:
     rank: Static; keys R, the first of a pose's, as many as the adapter has rows.
     views: Static; see `VIEWS`.
     ridge: Static; in units of a key's mean square times R.
+    few: Static; of fewer views than this the ridge is (few / views)^2 times as large. They leave
+      most keys open, and what was seen would be heard where nothing was.
   """
 
   params: Mapping[str, Any]
@@ -62,6 +64,7 @@ class Regression:
   views: tuple[tuple[int, float, float], ...] = struct.field(
       pytree_node=False, default=VIEWS, kw_only=True)
   ridge: float = struct.field(pytree_node=False, default=1e-4, kw_only=True)
+  few: int = struct.field(pytree_node=False, default=0, kw_only=True)
 
   def __post_init__(self):
     if self.ridge <= 0 or not self.views or any(
@@ -115,7 +118,8 @@ class Regression:
     """Rows of the field [B R N*D]; zero where nothing was seen."""
     features = self.model.reader.features
     kernel = self.params['map_embed']['kernel'][:features]
-    weight = self.ridge * jnp.maximum(sums.count, 1.0)[:, None, None]
+    count = jnp.maximum(sums.count, 1.0)[:, None, None]
+    weight = self.ridge * count * jnp.square(jnp.maximum(self.few / count, 1.0))
     factor = jax.scipy.linalg.cho_factor(sums.gram + weight * jnp.eye(self.rank))
     cells = jax.scipy.linalg.cho_solve(factor, sums.moment)
     cells = cells.reshape(*cells.shape[:2], -1, features)
