@@ -11,14 +11,18 @@ import secrets
 from typing import Any
 
 
+def is_remote(path: str | os.PathLike[str]) -> bool:
+  """Whether a path is one of an object store, 'gs://bucket/run', also with a slash lost."""
+  return re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', os.fspath(path)) is not None
+
+
 def local(path: str | os.PathLike[str]) -> pathlib.Path:
   """The path, if it is one of this machine's.
 
   Raises:
     ValueError: if it is an object store's, 'gs://...', of which a folder 'gs:' would be made here.
   """
-  store = re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', os.fspath(path))
-  if store:
+  if is_remote(path):
     raise ValueError(
         f"'{os.fspath(path)}' is in an object store, where only training runs are kept: expected "
         'a path of this machine. Write here and copy the file there.')

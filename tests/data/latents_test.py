@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 
+from etils.epath import testing
 import numpy as np
 import pytest
 
@@ -37,6 +39,21 @@ def test_what_was_written_is_read(cache):
   assert index['psnr'] == 31.0
   np.testing.assert_allclose(index['channel_mean'], mean, rtol=1e-5)
   np.testing.assert_allclose(index['channel_std'], std, rtol=1e-5)
+
+
+def test_a_cache_is_read_from_an_object_store(cache):
+  bucket = 'gs://bucket/latents'
+  there = lambda path: str(path).replace(bucket, str(cache))
+  with testing.mock_epath(
+      open=lambda real, path, mode: open(there(path), mode),
+      exists=lambda real, path: os.path.exists(there(path))):
+    assert latents.is_cache(bucket) and not latents.is_cache('gs://bucket/other')
+    remote = latents.read(bucket, encoder='abc', pictures=True)
+    with pytest.raises(FileNotFoundError, match='gs://bucket/other holds no complete latent cache'):
+      latents.read('gs://bucket/other')
+  for one, other in zip(remote, latents.read(cache, pictures=True), strict=True):
+    np.testing.assert_array_equal(one.frames, other.frames)
+    np.testing.assert_array_equal(one.more['pictures'], other.more['pictures'])
 
 
 def test_pictures_are_there_for_those_who_need_them(cache):

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
+from wmpoe import whole_file
 from wmpoe.training import metrics_log
-from wmpoe.training import workdir
 
 
 def test_resuming_drops_rows_beyond_the_step_and_a_torn_line(tmp_path):
@@ -37,7 +37,7 @@ def test_where_nothing_can_be_appended_to_the_file_is_written_whole(tmp_path, mo
   log.write({"step": 1})
   log.write({"step": 2})
   log.close()
-  monkeypatch.setattr(workdir, "is_remote", lambda path: True)  # As an object store is.
+  monkeypatch.setattr(whole_file, "is_remote", lambda path: True)  # As an object store is.
   log = metrics_log.MetricsLog(tmp_path, resume_step=1)
   assert metrics_log.read(tmp_path) == [{"step": 1}]
   log.write({"step": 2, "loss": 0.5})

@@ -62,13 +62,12 @@ def fit(description: dict[str, Any], folder: str | None) -> None:
 
 
 def _environment(folder: str) -> dict[str, Any]:
-  path = pathlib.Path(folder)
-  if (path / latents.INDEX).is_file():
-    env = latents.read_index(path).get('env', {})
+  if latents.is_cache(folder):
+    env = latents.read_index(folder).get('env', {})
     if not isinstance(env, Mapping) or env.get('name') != NAME:
-      raise ValueError(f'{path} holds latents of another environment than own data: {env}.')
+      raise ValueError(f'{folder} holds latents of another environment than own data: {env}.')
     return dict(env)
-  return {'name': NAME, **inspection.spaces_of(path).to_json()}
+  return {'name': NAME, **inspection.spaces_of(pathlib.Path(folder)).to_json()}
 
 
 def view(description: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -4,7 +4,8 @@ A cache is a folder with one `NAME.npz` an episode (`latents` float16 [T h w C],
 the `pictures` they are of, uint8 [T H W 3], their `depth` if it is known; no pickle) and
 `latents.json`, which is written last: format, the encoder's sha256, the episodes, mean and standard
 deviation of each channel, and how well frames are reconstructed. A cache of another encoder is
-refused, never mixed in.
+refused, never mixed in. Caches are written on this machine and read from there or from where they
+were copied to, an object store (gs://...) among others.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import os
 import pathlib
 from typing import Any
 
+from etils import epath  # comes with orbax, whose paths these are
 import numpy as np
 
 from wmpoe import whole_file
@@ -83,13 +85,13 @@ def read_index(folder: str | os.PathLike[str], *, encoder: str | None = None) ->
     FileNotFoundError: if the folder holds no complete cache.
     ValueError: if it comes from another encoder, or is of another format.
   """
-  path = pathlib.Path(folder) / INDEX
-  if not path.is_file():
+  path = epath.Path(folder) / INDEX
+  if not path.exists():
     raise FileNotFoundError(
         f'{folder} holds no complete latent cache (no {INDEX}). Make it with '
         'python -m wmpoe encode --workdir=FOLDER ...')
   try:
-    index = json.loads(path.read_text(encoding='utf-8'))
+    index = json.loads(path.read_bytes())
     kind = index['format'], index['version']
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'{path} is damaged ({error!r}); encode the episodes again.') from error
@@ -118,12 +120,17 @@ def read(
   """
   index = read_index(folder, encoder=encoder)
   return [
-      _read_one(pathlib.Path(folder) / f'{name}.npz', meta, pictures)
+      _read_one(epath.Path(folder) / f'{name}.npz', meta, pictures)
       for name, meta in index['episodes'].items()]
 
 
-def _read_one(path: pathlib.Path, meta: dict[str, Any], pictures: bool) -> episode.Episode:
-  if not path.is_file():
+def is_cache(folder: str | os.PathLike[str]) -> bool:
+  """Whether a folder holds a complete cache."""
+  return (epath.Path(folder) / INDEX).exists()
+
+
+def _read_one(path: epath.Path, meta: dict[str, Any], pictures: bool) -> episode.Episode:
+  if not path.exists():
     raise FileNotFoundError(
         f'{path} is named in {INDEX} but is not there; encode the episodes again.')
   fields = npz.read(

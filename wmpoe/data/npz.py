@@ -1,7 +1,10 @@
 """Reads npz archives that anybody may have written: no pickle, and every fault named."""
 
 from collections.abc import Sequence
+import contextlib
 import os
+import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +18,7 @@ def read(
   """The named arrays of an archive.
 
   Args:
-    path: The file.
+    path: The file; whatever has `open(mode)`, an object store's path too, is opened by that.
     fields: Names of the arrays to read; others are left alone.
     what: What the file should be, for messages: 'an episode'.
     remedy: What to do about a bad one, for messages: 'write it again'.
@@ -27,8 +30,17 @@ def read(
     ValueError: no whole archive, one that is too large, fields that are missing or unknown, pickled
       or damaged arrays; names the file and the field.
   """
+  opened: Any = path if hasattr(path, 'open') else pathlib.Path(path)
+  with contextlib.closing(opened.open('rb')) as file:
+    return _read(file, path, fields, what, remedy, exact, optional)
+
+
+def _read(
+    file: Any, path: str | os.PathLike[str], fields: Sequence[str], what: str, remedy: str,
+    exact: bool, optional: Sequence[str],
+) -> dict[str, np.ndarray]:
   try:
-    archive = np.load(path, allow_pickle=False)
+    archive = np.load(file, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
       raise ValueError('it holds a single array')
   except OSError:

@@ -31,7 +31,7 @@ class MetricsLog:
     """
     self.path = workdir_lib.absolute(workdir) / FILENAME
     lines = [json.dumps(row) + "\n" for row in read(workdir) if row["step"] <= resume_step]
-    self._remote = lines if workdir_lib.is_remote(workdir) else None
+    self._remote = lines if whole_file.is_remote(workdir) else None
     if self._remote is not None:
       self.sync()
       return

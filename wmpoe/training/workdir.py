@@ -14,18 +14,15 @@ from typing import Any, TextIO
 
 from etils import epath  # comes with orbax, whose paths these are
 
+from wmpoe import whole_file
+
 CONFIG = "config.json"
 LOCK = "train.lock"
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
   """Returns a local path made absolute, or one of an object store as it is."""
-  return epath.Path(path if is_remote(path) else os.path.abspath(path))
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-  """Whether a path is one of an object store, such as gs://bucket/run."""
-  return "://" in os.fspath(path)
+  return epath.Path(path if whole_file.is_remote(path) else os.path.abspath(path))
 
 
 def prepare(workdir: str | os.PathLike[str]) -> epath.Path:
@@ -104,7 +101,7 @@ class Lock:
   def __init__(self, workdir: str | os.PathLike[str]):
     """Names the lock file; nothing is taken yet."""
     self._path = pathlib.Path(os.path.abspath(workdir)) / LOCK
-    self._possible = not is_remote(workdir)
+    self._possible = not whole_file.is_remote(workdir)
 
   def __enter__(self) -> "Lock":
     """Takes the lock.
