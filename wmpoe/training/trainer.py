@@ -126,7 +126,7 @@ def train(
   with _Signals() as signals, contextlib.ExitStack() as stack:
     if multihost.is_main():
       workdir_lib.prepare(folder)
-      stack.enter_context(workdir_lib.Lock(folder))
+      stack.enter_context(workdir_lib.lock(folder))
       workdir_lib.check_config(folder, described, may_differ=free)
     run = _Run(task, data, folder, mesh, config=config, described=described, eval_fn=eval_fn)
     try:

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from etils import epath  # comes with orbax, whose paths these are
 
 from wmpoe import whole_file
+from wmpoe.training import lease
 
 CONFIG = "config.json"
 LOCK = "train.lock"
@@ -90,10 +91,15 @@ def check_config(
   temporary.replace(path)
 
 
-class Lock:
-  """Keeps a second job out of a folder while this one runs; a dead job's lock is taken over.
+def lock(workdir: epath.Path) -> contextlib.AbstractContextManager:
+  """What keeps a second job out of a folder while this one runs, wherever the folder is."""
+  return lease.Lease(workdir) if whole_file.is_remote(workdir) else Lock(workdir)
 
-  In a pod process 0 takes it, for all. Object stores have no such locks: there it is not taken.
+
+class Lock:
+  """Keeps a second job out of a local folder; a dead job's lock is taken over.
+
+  In a pod process 0 takes it, for all.
   """
 
   _held: set[str] = set()
@@ -101,7 +107,6 @@ class Lock:
   def __init__(self, workdir: str | os.PathLike[str]):
     """Names the lock file; nothing is taken yet."""
     self._path = pathlib.Path(os.path.abspath(workdir)) / LOCK
-    self._possible = not whole_file.is_remote(workdir)
 
   def __enter__(self) -> "Lock":
     """Takes the lock.
@@ -109,8 +114,6 @@ class Lock:
     Raises:
       RuntimeError: if another job that is alive holds it.
     """
-    if not self._possible:
-      return self
     me = {"pid": os.getpid(), "host": socket.gethostname(), "born": _born(os.getpid())}
     with self._exclusive() as file:
       holder = _parse(file.read())
@@ -127,8 +130,6 @@ class Lock:
 
   def __exit__(self, *unused: Any) -> None:
     """Frees the lock."""
-    if not self._possible:
-      return
     Lock._held.discard(str(self._path))
     with self._exclusive():
       self._path.unlink()
