@@ -85,8 +85,8 @@ def rank(study: maze_study.Study) -> maze_study.Outcome:
   for value, one in ranked.items():
     model = dataclasses.replace(study.model, memories={'long_term': one})
     for length in lengths:
-      task, name = study.problem(length, [length], first=last - length), (
-          f'rank_{value}_history_{length}')
+      name = f'rank_{value}_history_{length}'
+      task = study.problem(length, [length], first=last - length)
       measured = {'base': base, **maze_study.run(
           study, model, task, {'long_term': alone} | (kinds if length == last else {}),
           label=f'rank {value}, history {length}, ')}
