@@ -217,6 +217,20 @@ def test_table1_is_the_first_place_of_revisit(study, tmp_path, monkeypatch):
     assert arm['psnr'] == alone['arms'][name]['psnr'], name
 
 
+def test_streaming_is_compared_with_the_base_round_by_round(study):
+  chosen = dataclasses.replace(
+      only(study, 'short_term'), seeds=(0,),
+      measures={'lpips_vgg': lambda shown, true: np.abs(
+          shown.astype(np.float32) - true).mean((-3, -2, -1)) + 1})
+  out = run('streaming', chosen)
+  values, cuts = (curve['series'] for curve in out['curves'])
+  assert set(values) - set(cuts) == {'base_true', 'base_imagined'}
+  for appended in 'true', 'imagined':
+    np.testing.assert_allclose(
+        cuts[f'short_term_{appended}']['mean'],
+        1 - np.array(values[f'short_term_{appended}']['mean']) / values[f'base_{appended}']['mean'])
+
+
 def test_streaming_parts_ways_after_the_first_round(study):
   out = run('streaming', only(study, 'long_term'))
   series = out['curves'][0]['series']

@@ -23,6 +23,7 @@ from wmpoe.evaluation import kept as kept_lib
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_study
+from wmpoe.evaluation import metrics
 from wmpoe.evaluation import results
 from wmpoe.experts import long_term as long_term_lib
 from wmpoe.networks import lora as lora_lib
@@ -42,8 +43,8 @@ def context(study: maze_study.Study) -> maze_study.Outcome:
     task = study.problem(length, [length], first=lengths[-1] - length)
     measured = maze_study.run(
         study, study.model, task, {**arms, **controls}, copies=True, label=f'history {length}, ')
-    for name, metrics in maze_study.summaries(measured, task, split=False).items():
-      series.setdefault(name, {})[f'{name}_{length}'] = metrics
+    for name, found in maze_study.summaries(measured, task, split=False).items():
+      series.setdefault(name, {})[f'{name}_{length}'] = found
     strips = maze.strips(task, {name: one.frames for name, one in measured.items()})
   body = maze_study.parted(
       {k: v for points in series.values() for k, v in points.items()},
@@ -172,21 +173,22 @@ def streaming(study: maze_study.Study) -> maze_study.Outcome:
         name: {m: np.stack([one[m][at] for one in found], axis=1) for m in study.measures}
         for at, name in enumerate(some)}
   progress.done()
-  averages = lambda name, begin, end: {
-      m: x[..., begin:end].mean(axis=-1) for m, x in scores[name].items()}
-  interval = lambda values: {m: results.bootstrap(x, seed=0) for m, x in values.items()}
-  whole, summaries = {name: averages(name, 0, None) for name in scores}, {}
-  for name, values in whole.items():
+
+  def summary(name: str, begin: int, end: int) -> dict[str, Any]:
+    """Metrics on the frames [begin, end), and against the base with as true frames appended."""
+    average = lambda name: {m: x[..., begin:end].mean(axis=-1) for m, x in scores[name].items()}
     base = 'base_imagined' if name.endswith('_imagined') else 'base_true'
-    summaries[name] = interval(values)
-    if name != base:
-      summaries[name] |= comparisons.against_base(values, whole[base], seed=0)
-  series = {name: [
-      interval(averages(name, length * i, length * (i + 1))) for i in range(rounds)]
+    out = {m: results.bootstrap(x, seed=0) for m, x in average(name).items()}
+    return out if name == base else out | comparisons.against_base(
+        average(name), average(base), seed=0)
+
+  series = {name: [summary(name, length * i, length * (i + 1)) for i in range(rounds)]
             for name in scores}
+  x, cuts = list(range(1, rounds + 1)), [
+      f'{m}_cut' for m in study.measures if metrics.direction(m) < 0]
   return {
-      **maze_study.parted(summaries, controls),
-      'curves': maze_study.curves(study, series, list(range(1, rounds + 1)), 'round'),
+      **maze_study.parted({name: summary(name, 0, length * rounds) for name in scores}, controls),
+      'curves': maze_study.curves(study, series, x, 'round', [*study.measures, *cuts]),
   }, []
 
 

@@ -117,13 +117,18 @@ def parted(found: Summaries, controls: Collection[str]) -> Body:
 
 
 def curves(
-    study: Study, series: Mapping[str, Sequence[Mapping[str, Any]]], x: Sequence[int], xlabel: str
+    study: Study, series: Mapping[str, Sequence[Mapping[str, Any]]], x: Sequence[int], xlabel: str,
+    of: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-  """One curve per metric out of `{NAME: [metrics at each x]}`."""
+  """One curve per metric, the study's if not told `of` which, out of {NAME: [metrics at each x]}.
+
+  A series that lacks a metric has no curve of it.
+  """
   return [{
       'title': f'{metrics.name(metric)} against {xlabel}', 'xlabel': xlabel,
       'ylabel': metrics.name(metric), 'metric': metric,
       'series': {
           name: {'x': [float(v) for v in x],
                  **{k: [point[metric][k] for point in points] for k in ('mean', 'low', 'high')}}
-          for name, points in series.items()}} for metric in study.measures]
+          for name, points in series.items() if metric in points[0]}}
+      for metric in of or study.measures]
