@@ -43,6 +43,11 @@ def _glance(model, state, observation, key, remember):
   return world_model.WorldState(recent=state.recent.push(encoded), memories=memories)
 
 
+def _learns_by_steps(memory: Any) -> bool:
+  """Whether what a memory was shown is written by inner steps, and not as it is shown."""
+  return hasattr(memory, 'fit') and memory.writing.steps > 0
+
+
 @dataclasses.dataclass(frozen=True)
 class _Mark:
   """A moment one can go back to: sessions are immutable, so it costs next to nothing."""
@@ -174,7 +179,7 @@ class Dreamer:
     """Writes what was seen into the long-term memory's weights."""
     session, model = self._awake, self._awake.model
     for name, memory in model.memories.items():
-      if self._unwritten and hasattr(memory, 'fit'):
+      if self._unwritten and _learns_by_steps(memory):
         key, use = jax.random.split(session.key)
         state, seconds = arms.fit(
             memory, session.state.memories[name], use[None], memory.writing.steps,
@@ -266,8 +271,7 @@ class Dreamer:
     self._write_ms = 1e3 * (time.perf_counter() - begun)
     self._awake = self._session = dataclasses.replace(
         session, state=state, key=key, observed=session.observed + remember)
-    self._unwritten += remember and any(
-        hasattr(memory, 'fit') for memory in session.model.memories.values())
+    self._unwritten += remember and any(map(_learns_by_steps, session.model.memories.values()))
     self._place = moment.place
     self._walked.append(moment.place.pose.tolist())
 
