@@ -14,6 +14,8 @@ import zlib
 
 import numpy as np
 
+from wmpoe.evaluation import charts
+
 # Okabe-Ito bluish green and vermillion: told apart with any colour vision. A wrong mark is dashed
 # as well, for print.
 RIGHT = (0, 158, 115)
@@ -243,7 +245,7 @@ def svg(strip: Strip) -> str:
   length, height, width = strip.shape
   blocks = -(-length // 10)
   columns = -(-length // blocks)  # blocks of equal length rather than a short last one
-  left, gap, total = 20 + 9 * max(map(len, strip.rows)), 5, 960
+  left, gap, total = 20 + 8 * max(len(charts.arm_name(name)) for name in strip.rows), 5, 960
   if strip.marks:
     left = max(left, 96)  # room for "16 of 16 right" under the label
   scale = min((total - left + gap) / columns - gap, 110) / width
@@ -285,7 +287,7 @@ def svg(strip: Strip) -> str:
 def _row_label(strip: Strip, label: str, *, y: float) -> str:
   """Returns the SVG text left of a row: its label and, if it has marks, its score."""
   right, total = score(strip, label)
-  text = f'<text class="label b" x="0" y="{y:.1f}">{html.escape(label)}</text>'
+  text = f'<text class="label b" x="0" y="{y:.1f}">{html.escape(charts.arm_name(label))}</text>'
   if total:
     text += f'<text class="tick" x="0" y="{y + 17:.1f}">{right} of {total} right</text>'
   return text
