@@ -220,8 +220,8 @@ class DiT(nn.Module):
     del condition  # the modulation says it all
     t, heads = tokens.shape[1], self.heads
     total = context + t if past is not None else t
-    rope = embeddings.axial_rope(np.arange(first, first + t), self.grid,
-        embeddings.head_dim(self.width, heads))
+    rope = embeddings.axial_rope(
+        np.arange(first, first + t), self.grid, embeddings.head_dim(self.width, heads))
     blocks = []
     for layer in range(self.depth):
       allowed = self.pattern.allowed(total, context, layer)[total - t:]
