@@ -12,7 +12,9 @@ in dB, more is better, with 95 % bootstrap intervals over episodes.
 """
 
 import argparse
+from collections.abc import Callable
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -90,10 +92,10 @@ def main(argv: list[str] | None = None) -> None:
   both = fresh.observe(part(0, _HALF)).observe(part(_HALF, 2 * _HALF))
   first, second = fresh.observe(part(0, _HALF)), fresh.fork(1).observe(part(_HALF, 2 * _HALF))
   chosen = groups(item.poses, fresh.model.base.model.context)
-  made = {
+  made: dict[str, Callable[[], session.Session]] = {
       'nothing': lambda: fresh, 'first half alone': lambda: first,
       'second half alone': lambda: second, 'both halves': lambda: both,
-      **{f'merged, {how}': lambda how=how: edits.merge(first, second, how=how)
+      **{f'merged, {how}': functools.partial(edits.merge, first, second, how=how)
          for how in edits.HOW},
       'both halves, the first forgotten': lambda: edits.forget(both, 0, _HALF)}
   out = {}
@@ -106,10 +108,10 @@ def main(argv: list[str] | None = None) -> None:
       f'{name} ({int(where.sum())} frames)' for name, where in chosen.items() if where.any()))
   command = f'python benchmarks/maze_edits.py --source={options.source} ' + (
       f'--episodes={options.episodes}') if options.source else 'python benchmarks/maze_edits.py'
-  out = {'memories': out, 'frames': {k: int(v.sum()) for k, v in chosen.items()},
-         'meta': results.meta(command, compositions.MEMORY_MAZE, seeds=[0],
-                              seconds=time.monotonic() - begun)}
-  whole_file.write(options.out, json.dumps(out, indent=2).encode())
+  whole_file.write(options.out, json.dumps({
+      'memories': out, 'frames': {k: int(v.sum()) for k, v in chosen.items()},
+      'meta': results.meta(command, compositions.MEMORY_MAZE, seeds=[0],
+                           seconds=time.monotonic() - begun)}, indent=2).encode())
   print(f'wrote {options.out}')
 
 
