@@ -245,7 +245,7 @@ def svg(strip: Strip) -> str:
   length, height, width = strip.shape
   blocks = -(-length // 10)
   columns = -(-length // blocks)  # blocks of equal length rather than a short last one
-  left, gap, total = 20 + 8 * max(len(charts.arm_name(name)) for name in strip.rows), 5, 960
+  left, gap, total = 20 + 9 * max(len(charts.arm_name(name)) for name in strip.rows), 5, 960
   if strip.marks:
     left = max(left, 96)  # room for "16 of 16 right" under the label
   scale = min((total - left + gap) / columns - gap, 110) / width
