@@ -18,6 +18,7 @@ import functools
 import json
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,10 +44,10 @@ _ARMS = {'long_term': ('long_term',), 'spatial': ('spatial',), 'all': (
 
 def groups(poses: np.ndarray, context: int) -> dict[str, np.ndarray]:
   """Where the frames asked for were seen before: bool [E T] by name; poses [E L 3]."""
-  cell, start = memory_maze.cells(poses), 2 * _HALF
-  alike = (cell[:, :, None] == cell[:, None]).all(axis=-1) & (np.abs(memory_maze.wrap(
-      poses[:, :, None, 2] - poses[:, None, :, 2])) <= maze.ANGLE)
-  asked = alike[:, start:]
+  start = 2 * _HALF
+  asked: Any = np.stack([
+      [memory_maze.alike(own, t, start, angle=maze.ANGLE) for t in range(start, len(own))]
+      for own in poses])
   first = asked[..., :_HALF].any(axis=-1)
   second = asked[..., _HALF:start - context].any(axis=-1)
   # What the context shows, base and all see alike.

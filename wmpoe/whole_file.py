@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import contextlib
 import os
 import pathlib
@@ -27,6 +27,12 @@ def local(path: str | os.PathLike[str]) -> pathlib.Path:
         f"'{os.fspath(path)}' is in an object store, where only training runs are kept: expected "
         'a path of this machine. Write here and copy the file there.')
   return pathlib.Path(path)
+
+
+def free(folder: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
+  """The first of the names, without end, that nothing in the folder has."""
+  taken = {path.name for path in folder.iterdir()}
+  return folder / next(name for name in names if name not in taken)
 
 
 def write(path: str | os.PathLike[str], content: bytes | Callable[[Any], Any]) -> pathlib.Path:

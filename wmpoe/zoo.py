@@ -234,13 +234,25 @@ def load_expert(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     ValueError: if the file is damaged or its leaves are not those of the described network.
     FileNotFoundError: if there is neither such a file nor such a packaged expert.
   """
+  file = _file(path)
+  return packaged.load(file, like=shapes(packaged.card(file)['config']))
+
+
+def card(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """The card alone of an expert's file or a packaged expert; see `load_expert` for what it raises.
+
+  Its weights are not looked at.
+  """
+  return packaged.card(_file(path))
+
+
+def _file(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
   file = packaged.find(str(path)) if str(path) in packaged.names() else path
   if not os.path.isfile(file):
     raise FileNotFoundError(
         f"'{path}' is neither a file nor a packaged expert; packaged are: "
         f'{", ".join(packaged.names()) or "none"}.')
-  description = packaged.card(file)['config']
-  return packaged.load(file, like=shapes(description))
+  return file
 
 
 def build(

@@ -23,18 +23,18 @@ class Model:
   """A network of one layer, that reads no memory."""
 
   def init(self, key):
-    return {'layer': 0.0}
+    return {'block': {'layer': 0.0}}
 
 
 @pytest.fixture(autouse=True)
 def cards(monkeypatch):
   monkeypatch.setattr(zoo, 'model', lambda description: Model())
   monkeypatch.setattr(zoo, 'dimensions', lambda env: {})
-  def load(path):
+  def card(path):
     if path not in CARDS:
       raise FileNotFoundError(path)
-    return None, CARDS[path]
-  monkeypatch.setattr(zoo, 'load_expert', load)
+    return CARDS[path]
+  monkeypatch.setattr(zoo, 'card', card)
 
 
 def tflop(*used):
@@ -49,10 +49,16 @@ def test_every_run_counts_once():
   assert found['train_minutes'] == {'mean': 3.0, 'low': 3.0, 'high': 3.0, 'n': 3}
 
 
-def test_what_taught_only_what_is_not_used_does_not_count():
+def test_what_taught_only_what_is_not_used_does_not_count(monkeypatch):
   # The refiner, and the depth that it needs, serve the memory alone.
   assert list(budgets.runs('spatial', alone=True)) == ['base', 'first']
   assert list(budgets.runs('fork')) == ['fork', 'base', 'first']
+  # A pattern is of a whole path, in the tree of the run that it was given to.
+  of = {name: dict(card, config=dict(card['config'])) for name, card in CARDS.items()}
+  for learn, counts in ('block/layer$', True), ('^denoiser/block', True), ('^block', False):
+    of['spatial']['config']['train'] = {'learn': learn}
+    monkeypatch.setattr(zoo, 'card', of.__getitem__)
+    assert ('spatial' in budgets.runs('fork')) is counts, learn
 
 
 def test_what_is_not_known_is_not_guessed():

@@ -11,11 +11,13 @@ that were saved with their history; they write all memories anew from it.
 """
 
 from collections.abc import Callable, Sequence
+import itertools
 import pathlib
 import time
 
 from absl import flags as absl_flags
 
+from wmpoe import whole_file
 from wmpoe.commands import common
 from wmpoe.session import edits
 from wmpoe.session import live
@@ -73,9 +75,8 @@ def _destination(what: str, flags: absl_flags.FlagValues) -> pathlib.Path:
   """
   if not flags.out:
     folder = common.output_folder(flags.workdir)
-    taken = {path.name for path in folder.iterdir()}
-    names = (f'{what}{"" if i == 1 else f"_{i}"}.npz' for i in range(1, len(taken) + 2))
-    return folder / next(name for name in names if name not in taken)
+    return whole_file.free(folder, (
+        f'{what}{"" if i == 1 else f"_{i}"}.npz' for i in itertools.count(1)))
   if pathlib.Path(flags.out).exists() and not flags.overwrite:
     raise FileExistsError(f"--out='{flags.out}' is there already: name another, or --overwrite.")
   return pathlib.Path(flags.out)

@@ -50,10 +50,9 @@ def write(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / INDEX).unlink(missing_ok=True)  # What is about to change is no cache until it is whole.
-  metas, moments = {}, np.zeros((3, 1))
+  metas, sums = {}, np.zeros((3, 1))
   for name, item, latents in episodes:
-    flat = np.asarray(latents, np.float64).reshape(-1, np.shape(latents)[-1])
-    moments = moments + [np.full(flat.shape[1], len(flat)), flat.sum(0), np.square(flat).sum(0)]
+    sums = sums + _sums(latents)
     arrays: dict[str, Any] = {
         'latents': np.asarray(latents, np.float16), 'actions': item.actions, 'poses': item.poses,
         'pictures': item.frames}
@@ -63,13 +62,10 @@ def write(
     whole_file.write(folder / f'{name}.npz', save)
     metas[name] = item.meta
     yield name
-  count, total, squares = moments
-  mean = total / np.maximum(count, 1)
+  mean, std = _statistics(sums)
   index = {
       'format': FORMAT, 'version': VERSION, 'encoder': encoder, 'episodes': metas,
-      'channel_mean': mean.tolist(),
-      'channel_std': np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0)).tolist(),
-      **about}
+      'channel_mean': mean.tolist(), 'channel_std': std.tolist(), **about}
   text = json.dumps(index, indent=1).encode()
   whole_file.write(folder / INDEX, text)
 
@@ -86,7 +82,7 @@ def read_index(folder: str | os.PathLike[str], *, encoder: str | None = None) ->
     ValueError: if it comes from another encoder, or is of another format.
   """
   path = epath.Path(folder) / INDEX
-  if not path.exists():
+  if not is_cache(folder):
     raise FileNotFoundError(
         f'{folder} holds no complete latent cache (no {INDEX}). Make it with '
         'python -m wmpoe encode --workdir=FOLDER ...')
@@ -157,5 +153,17 @@ def _read_one(path: epath.Path, meta: dict[str, Any], pictures: bool) -> episode
 
 def channel_statistics(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation of each latent channel, float32 [C], over [M h w C] arrays."""
-  flat = np.concatenate([x.reshape(-1, x.shape[-1]) for x in latents]).astype(np.float64)
-  return flat.mean(0).astype(np.float32), flat.std(0).astype(np.float32)
+  mean, std = _statistics(sum(map(_sums, latents)))
+  return mean.astype(np.float32), std.astype(np.float32)
+
+
+def _sums(latents: np.ndarray) -> np.ndarray:
+  """How many there are of each channel, their sum and that of their squares, float64 [3 C]."""
+  flat = np.asarray(latents, np.float64).reshape(-1, np.shape(latents)[-1])
+  return np.stack([np.full(flat.shape[1], len(flat)), flat.sum(0), np.square(flat).sum(0)])
+
+
+def _statistics(sums: Any) -> tuple[np.ndarray, np.ndarray]:
+  count, total, squares = sums
+  mean = total / np.maximum(count, 1)
+  return mean, np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))

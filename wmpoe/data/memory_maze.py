@@ -358,11 +358,27 @@ def revisits(poses: np.ndarray, *, gap: int, angle: float = np.pi / 4) -> np.nda
   """
   if gap < 1:
     raise ValueError(f'revisits got gap={gap}; expected at least 1 frame.')
-  cell, out = cells(poses), np.zeros(len(poses), bool)
+  out = np.zeros(len(poses), bool)
   for t in range(gap, len(poses)):
-    same = (cell[:t - gap + 1] == cell[t]).all(axis=1)
-    out[t] = np.any(np.abs(wrap(poses[:t - gap + 1][same, 2] - poses[t, 2])) <= angle)
+    out[t] = alike(poses, t, t - gap + 1, angle=angle).any()
   return out
+
+
+def alike(poses: np.ndarray, frame: int, stop: int, *, angle: float = np.pi / 4) -> np.ndarray:
+  """Which of the frames [0, stop) show what another does: its cell, and about its heading.
+
+  Args:
+    poses: [T 3].
+    frame: The other.
+    stop: How many are asked about.
+    angle: By how much headings may differ, in radians; the default is 45 degrees.
+
+  Returns:
+    bool [stop].
+  """
+  cell, headings = cells(poses), poses[:, 2]
+  return (cell[:stop] == cell[frame]).all(axis=1) & (
+      np.abs(wrap(headings[:stop] - headings[frame])) <= angle)
 
 
 def coverage(poses: np.ndarray, layout: np.ndarray) -> float:

@@ -1,7 +1,6 @@
 """Reads npz archives that anybody may have written: no pickle, and every fault named."""
 
 from collections.abc import Sequence
-import contextlib
 import os
 import pathlib
 from typing import Any
@@ -30,25 +29,8 @@ def read(
     ValueError: no whole archive, one that is too large, fields that are missing or unknown, pickled
       or damaged arrays; names the file and the field.
   """
-  opened: Any = path if hasattr(path, 'open') else pathlib.Path(path)
-  with contextlib.closing(opened.open('rb')) as file:
-    return _read(file, path, fields, what, remedy, exact, optional)
-
-
-def _read(
-    file: Any, path: str | os.PathLike[str], fields: Sequence[str], what: str, remedy: str,
-    exact: bool, optional: Sequence[str],
-) -> dict[str, np.ndarray]:
-  try:
-    archive = np.load(file, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-      raise ValueError('it holds a single array')
-  except OSError:
-    raise
-  except Exception as error:  # hostile bytes make zipfile and numpy raise whatever they like
-    raise ValueError(
-        f'{path}: not a whole npz archive ({_said(error)}); expected {what}: {remedy}.') from error
-  with archive:
+  known: Any = path if hasattr(path, 'open') else pathlib.Path(path)
+  with known.open('rb') as file, _archive(file, f'{path}', f'expected {what}: {remedy}') as archive:
     found = archive.files
     missing = [name for name in fields if name not in found]
     unknown = sorted(set(found) - {*fields, *optional}) if exact else []
@@ -66,6 +48,18 @@ def _read(
           'several episodes.')
     chosen = [*fields, *(name for name in optional if name in found)]
     return {name: _field(archive, name, path, remedy) for name in chosen}
+
+
+def _archive(file: Any, path: str, expected: str) -> np.lib.npyio.NpzFile:
+  try:
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+      raise ValueError('it holds a single array')
+  except OSError:
+    raise
+  except Exception as error:  # hostile bytes make zipfile and numpy raise whatever they like
+    raise ValueError(f'{path}: not a whole npz archive ({_said(error)}); {expected}.') from error
+  return archive
 
 
 def _field(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import re
 from typing import Any
 
+from flax import traverse_util
 import jax
 
 from wmpoe import zoo
@@ -31,32 +32,38 @@ def runs(path: str, *, alone: bool = False) -> Runs:
     FileNotFoundError: if there is no such file.
     ValueError: if it is damaged.
   """
-  config = zoo.load_expert(path)[1]['config']
-  found, used = {}, _used(config, alone)
-  if used is None and config.get('points'):
-    found = runs(config['points']['depth'])
+  card = zoo.card(path)
+  used, found = _used(card['config'], alone), {}
+  if used is None and card['config'].get('points'):
+    found = runs(card['config']['points']['depth'])
   seen: list[str] = []
   while path and path not in seen:
     seen.append(path)
+    if _taught(card['config'], used):
+      found[path] = {fact: card.get(fact) for fact in _FACTS}
+    path = card['config'].get('init_from')
     try:
-      _, card = zoo.load_expert(path)
+      card = zoo.card(path) if path else card
     except FileNotFoundError:
       card = {'config': {}}
-    config = card['config']
-    learn = config.get('train', {}).get('learn')
-    if used is None or not learn or any(re.search(learn, f'denoiser/{name}') for name in used):
-      found[path] = {fact: card.get(fact) for fact in _FACTS}
-    path = config.get('init_from')
   return found
 
 
 def _used(config: zoo.Description, alone: bool) -> list[str] | None:
-  """Names of the parameters a denoiser needs that reads no memory; None for all a file has."""
+  """Paths of the parameters a denoiser needs that reads no memory; None for all a file has."""
   if 'model' not in config or (config['expert'] == 'spatial' and not alone):
     return None
   blind = {**config, 'model': {**config['model'], 'map_dim': 0, 'refiner': 0}}
-  return list(jax.eval_shape(
-      lambda key: zoo.model(blind).init(key, **zoo.dimensions(config['env'])), jax.random.key(0)))
+  return list(traverse_util.flatten_dict(jax.eval_shape(
+      lambda key: zoo.model(blind).init(key, **zoo.dimensions(config['env'])),
+      jax.random.key(0)), sep='/'))
+
+
+def _taught(config: zoo.Description, used: list[str] | None) -> bool:
+  """Whether a run taught any of the parameters that are used; they are a denoiser's."""
+  learn = config.get('train', {}).get('learn')
+  where = 'denoiser/' if config.get('expert') == 'spatial' else ''
+  return used is None or not learn or any(re.search(learn, where + path) for path in used)
 
 
 def metrics(used: Iterable[Runs], episodes: int) -> dict[str, dict[str, float]]:

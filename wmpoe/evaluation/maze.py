@@ -169,12 +169,11 @@ def _seen(
     windows: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Which of the frames to imagine were seen long ago, never, or in the window: bool [T] each."""
-  cell, (base, window) = memory_maze.cells(poses), windows
+  base, window = windows
   revisited, unseen, in_window = [], [], []
   for start in starts:
     for t in range(start, start + length):
-      alike = (cell[:start] == cell[t]).all(axis=1) & (
-          np.abs(memory_maze.wrap(poses[:start, 2] - poses[t, 2])) <= ANGLE)
+      alike = memory_maze.alike(poses, t, start, angle=ANGLE)
       revisited.append(alike[:max(0, min(history, t - REVISIT_GAP))].any())
       unseen.append(not alike.any())
       in_window.append(

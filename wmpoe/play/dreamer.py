@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 import dataclasses
 import functools
+import itertools
 import pathlib
 import time
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from wmpoe import recipes
 from wmpoe import session as session_lib
+from wmpoe import whole_file
 from wmpoe import world_model
 from wmpoe.data import episode
 from wmpoe.evaluation import animation
@@ -366,9 +368,8 @@ class Dreamer:
 
   def _free(self, stem: str, suffix: str) -> pathlib.Path:
     self.folder.mkdir(parents=True, exist_ok=True)
-    taken = {path.name for path in self.folder.iterdir()}
-    number = next(i for i in range(1, len(taken) + 2) if f'{stem}_{i:03d}{suffix}' not in taken)
-    return self.folder / f'{stem}_{number:03d}{suffix}'
+    return whole_file.free(
+        self.folder, (f'{stem}_{i:03d}{suffix}' for i in itertools.count(1)))
 
   def _wrote(self, path: pathlib.Path) -> Event:
     return {'kind': 'note', 'text': f'wrote {path}', **self.status()}, {}
