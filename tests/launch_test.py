@@ -297,7 +297,8 @@ def test_a_dry_run_prints_commands_that_a_shell_would_run(cloud):
 def test_a_dry_run_asks_gcloud_nothing(cloud):
   for command in ('create', 'setup', 'logs', 'stop', 'status', 'state', 'delete'):
     done = cloud(command, DRY_RUN='1')
-    assert done.returncode == 0 and done.stdout, (command, done.stderr)
+    assert done.returncode == 0, (command, done.stderr)
+    assert done.stdout.startswith(('gcloud ', 'git ')), (command, done.stdout)
   assert cloud.calls() == []
 
 

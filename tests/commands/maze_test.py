@@ -164,6 +164,7 @@ def test_strict_stops_at_a_bad_episode(wmpoe, source, autoencoder):
       ['eval', config(), f'--source={source}', *flags]):
     done = wmpoe(*command)
     assert done.code == 2 and 'broken.npz' in done.err, command[0]
+    assert 'left out' not in done.err, 'it went on without the file'
 
 
 def test_a_cache_of_another_autoencoder_is_refused(wmpoe, cache, tmp_path):
