@@ -13,15 +13,17 @@ r"""Your own data: from a folder of episodes to a world model with memory. See d
 
 Variants: autoencoder; base, short_term, spatial on its latents; and pixels_base, pixels_short_term,
 pixels_spatial, which need none (frames up to about 32x32; `pixels` to evaluate them). `spatial`
-needs planar poses, and is the base, too. Frames, actions and poses are what spaces.json says.
+needs planar poses, and is the base, too; where episodes say how far every pixel is, `depth` and
+then `spatial_points` make one that warps what it remembers. Frames, actions and poses are what
+spaces.json says.
 """
 
 import ml_collections
 
 from wmpoe import compositions
 
-VARIANTS = ('', 'autoencoder', 'base', 'short_term', 'spatial', 'pixels', 'pixels_base',
-            'pixels_short_term', 'pixels_spatial')
+VARIANTS = ('', 'autoencoder', 'depth', 'base', 'short_term', 'spatial', 'spatial_points', 'pixels',
+            'pixels_base', 'pixels_short_term', 'pixels_spatial')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -41,7 +43,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.compose = compositions.MEMORY_MAZE
   # Half the field of view, and how far the camera looks down, in radians; for worlds seen along the
   # heading. half_view = 0 says that this is not known: nothing is turned for the copy baseline.
-  # Here the middle of a 4:3 picture that is 90 degrees wide.
+  # Here the middle of a 4:3 picture that is 90 degrees wide. Spatial experts have the same.
   config.camera = dict(half_view=0.6435, pitch=0.0)
   # Frames remembered, and where each episode is continued; see configs/memory_maze.py.
   config.protocol = dict(
@@ -52,7 +54,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       weights=compositions.MEMORY_MAZE_FEWER, odometry='')
   if variant in ('', 'pixels'):
     return config
-  config.variant, config.expert = variant, variant.removeprefix('pixels_')
+  config.variant = variant
+  config.expert = variant.removeprefix('pixels_').removesuffix('_points')
   config.data = dict(seed=0, folder='', validation='')
   config.train = dict(
       steps=2600, batch_size=16, learning_rate=1e-3, warmup_steps=100, weight_decay=0.01,
@@ -61,8 +64,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       learn='')  # pattern of the parameters that learn, the others stay as in init_from; all
   if variant == 'autoencoder':
     _autoencoder(config)
+  elif variant == 'depth':
+    _depth(config)
   else:
     _denoiser(config, in_pixels)
+  if variant == 'spatial_points':
+    _points(config)
   return config
 
 
@@ -72,6 +79,14 @@ def _autoencoder(config: ml_collections.ConfigDict) -> None:
   del config.autoencoder
   config.autoencoder = dict(channels=4, widths=(32, 64), depth=(1, 2), bound=3.0)
   config.objective = dict(noise=0.1, absolute=0.1, perceptual_weight=0.0)
+  config.train.update(steps=1500, batch_size=32, learning_rate=2e-3, weight_decay=1e-3,
+                      ema_decay=0.99, eval_every=500)
+
+
+def _depth(config: ml_collections.ConfigDict) -> None:
+  """How far every pixel is, out of its latents, taught by episodes that say it."""
+  config.latent = ()
+  config.depth = dict(width=64, blocks=4)
   config.train.update(steps=1500, batch_size=32, learning_rate=2e-3, weight_decay=1e-3,
                       ema_decay=0.99, eval_every=500)
 
@@ -91,7 +106,8 @@ def _denoiser(config: ml_collections.ConfigDict, in_pixels: bool) -> None:
     config.model.map_dim = 64
     config.data.history = 200
     config.encoder = dict(features=64, width=128, depth=2, heads=4)
-    config.retrieval = dict(count=4, length=1.0, angle=0.6, **config.camera)
+    camera = {name: config.camera.get_ref(name) for name in config.camera}
+    config.retrieval = dict(count=4, length=1.0, angle=0.6, **camera)
     config.empty_rate = 0.5
   if config.expert == 'short_term':
     # The paper's window; every second layer sees all of it, the others only nearby frames. Set
@@ -99,3 +115,12 @@ def _denoiser(config: ml_collections.ConfigDict, in_pixels: bool) -> None:
     config.model.update(context=33, window=10, full_every=2)
     config.model.pose_code.field = 0
     config.train.update(steps=700, batch_size=8, learning_rate=4e-4, ema_decay=0.99)
+
+
+def _points(config: ml_collections.ConfigDict) -> None:
+  """What is remembered is warped to the view that is asked, pixel by pixel; see memory_maze.py."""
+  camera = {name: config.camera.get_ref(name) for name in config.camera}
+  config.points = dict(depth='depth.npz', count=8, ahead=0.0, **camera)
+  config.drift = (0.12, 0.03)
+  config.model.refiner = 32
+  config.unwarped_rate = 0.3

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import os
+import pathlib
 from typing import Any, TypedDict
 
 from flax import traverse_util
@@ -235,7 +236,8 @@ def load_expert(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     FileNotFoundError: if there is neither such a file nor such a packaged expert.
   """
   file = _file(path)
-  return packaged.load(file, like=shapes(packaged.card(file)['config']))
+  params, found = packaged.load(file, like=shapes(packaged.card(file)['config']))
+  return params, _beside(file, found)
 
 
 def card(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -243,7 +245,21 @@ def card(path: str | os.PathLike[str]) -> dict[str, Any]:
 
   Its weights are not looked at.
   """
-  return packaged.card(_file(path))
+  file = _file(path)
+  return _beside(file, packaged.card(file))
+
+
+def _beside(file: str | os.PathLike[str], card: dict[str, Any]) -> dict[str, Any]:
+  """The card, whose depth network is found beside the file if it is not where it was.
+
+  That it is the same one is checked by its hash, see `point_maps`.
+  """
+  points = card['config'].get('points')
+  if points and not os.path.isfile(points['depth']) and points['depth'] not in packaged.names():
+    near = pathlib.Path(file).parent / pathlib.Path(points['depth']).name
+    if near.is_file():
+      points['depth'] = str(near)
+  return card
 
 
 def _file(path: str | os.PathLike[str]) -> str | os.PathLike[str]:

@@ -36,6 +36,7 @@ _TINY = {
     'spatial': [*_TRAIN, *_MODEL, '--config.encoder.width=8', '--config.encoder.heads=1',
                 '--config.encoder.depth=1', '--config.retrieval.count=2',
                 '--config.data.history=4'],
+    'depth': [*_TRAIN, '--config.depth.width=8', '--config.depth.blocks=1'],
     'eval': ['--seeds=1', '--episodes=2', '--config.protocol.history=8',
              '--config.protocol.starts=(8, 9)', '--config.protocol.chunks=1',
              '--config.compose.num_steps=1', '--config.compose.long_term.writing.steps=1',
@@ -43,6 +44,7 @@ _TINY = {
              '--config.compose.long_term.writing.capacity=16',
              '--config.compose.long_term.lora.rank=2'],
 }
+_TINY['spatial_points'] = [*_TINY['spatial'], '--config.points.count=2', '--config.model.refiner=8']
 
 
 def _tiny(command):
@@ -82,16 +84,20 @@ def _room(gymnasium):
       self.time += 1
       return self.render(), 0.0, False, self.time == 13, {}
 
-    def render(self):
-      angles = self.pose[2] + np.linspace(0.64, -0.64, 16)
-      rays = np.stack([np.cos(angles), np.sin(angles)])
+    def look(self):
+      off = np.linspace(0.64, -0.64, 16)
+      rays = np.stack([np.cos(self.pose[2] + off), np.sin(self.pose[2] + off)])
       with np.errstate(divide='ignore'):
         reach = (np.where(rays > 0, 2, 0) - self.pose[:2, None]) / rays
       wall = reach.argmin(axis=0) * 2 + (np.take_along_axis(
           rays, reach.argmin(axis=0)[None], axis=0)[0] > 0)
       height = 8 / (1 + reach.min(axis=0))
       inside = np.abs(np.arange(16) - 7.5)[:, None] < height
-      return np.where(inside[..., None], self.colours[wall], 90).astype(np.uint8)
+      depth = np.where(inside, reach.min(axis=0) * np.cos(off), np.inf)
+      return np.where(inside[..., None], self.colours[wall], 90).astype(np.uint8), depth
+
+    def render(self):
+      return self.look()[0]
 
   return Room()
 
@@ -106,7 +112,7 @@ def recorded(tmp_path, monkeypatch):
     rng = np.random.default_rng(seed)
     with rollouts.EpisodeRecorder(
         _room(gymnasium), f'data/own/{name}', pose=lambda env: env.pose,
-        poses=spaces.PLANAR) as env:
+        poses=spaces.PLANAR, depth=lambda env: env.look()[1]) as env:
       for _ in range(2):
         _, done = env.reset(seed=int(rng.integers(1000))), False
         while not done:
@@ -124,7 +130,7 @@ def test_the_guide_from_recording_to_report(recorded, wmpoe, monkeypatch):
   monkeypatch.chdir(recorded)
   commands = _commands()
   assert [c[0] for c in commands] == [
-      *['data'] * 4, 'train', 'encode', 'encode', 'train', 'eval']
+      *['data'] * 4, 'train', 'encode', 'encode', 'train', 'eval', 'train', 'train', 'eval']
   for command in commands:
     done = wmpoe(*command, *_tiny(command))
     assert done.code == 0, (command, done.err)
@@ -134,11 +140,36 @@ def test_the_guide_from_recording_to_report(recorded, wmpoe, monkeypatch):
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
   assert out['arms']['spatial']['psnr']['n'] == 2
   assert out['meta']['config']['env']['environment'] == 'Room'
+  by_depth = results.read(recorded / 'outputs' / 'own_points' / 'revisit.json')['arms']
+  assert {'spatial', 'spatial_depth', 'all', 'copy_warped'} <= set(by_depth)
+  assert by_depth['spatial_depth']['psnr'] != by_depth['spatial']['psnr']
   for flags, message in (([], 'Give the experts you trained on your data'),
                          (['--experts=spatial=spatial.npz'], 'spatial.npz was trained on')):
     done = wmpoe('eval', '--config=configs/own_data.py', '--source=data/recorded', *flags)
     assert done.code == 2
     assert message in done.err
+  # An expert finds its depth network where it was, or beside itself, and takes no other.
+  moved = recorded / 'moved'
+  moved.mkdir()
+  for name in ('spatial_points', 'depth'):
+    (recorded / f'{name}.npz').rename(moved / f'{name}.npz')
+  _, card = zoo.load_expert(moved / 'spatial_points.npz')
+  space, _ = zoo.load_latent_space('autoencoder.npz')
+  assert card['config']['points']['depth'] == str(moved / 'depth.npz')
+  assert zoo.point_maps(card['config'], space).camera.half_view == 0.6435
+  with pytest.raises(ValueError, match="holds the expert 'autoencoder' with hash"):
+    zoo.point_maps({**card['config'], 'points': {
+        **card['config']['points'], 'depth': 'autoencoder.npz'}}, space)
+  (moved / 'depth.npz').unlink()
+  with pytest.raises(FileNotFoundError, match="'depth.npz' is neither a file nor a packaged"):
+    zoo.point_maps(zoo.card(moved / 'spatial_points.npz')['config'], space)
+  # What lacks depth teaches none.
+  kept = next((recorded / 'data' / 'latents' / 'train').glob('*.npz'))
+  with np.load(kept) as fields:
+    np.savez(kept, **{name: fields[name] for name in fields if name != 'depth'})
+  depth = next(c for c in commands if c[:2] == ['train', '--config=configs/own_data.py:depth'])
+  done = wmpoe(*depth, '--workdir=runs/none', *_tiny(depth))
+  assert done.code == 2 and f'{kept.stem} has no depth; expected it in all episodes' in done.err
 
 
 def test_what_is_for_other_worlds_says_so(wmpoe):

@@ -16,8 +16,9 @@ def fit(description: dict[str, Any], folder: str | None) -> None:
   """Completes a description of 'own_data' in place; those of other environments are left alone.
 
   Written into it are: the environment, as the folder's spaces.json or its latent cache says; the
-  shape of latents, as the autoencoder says; how poses are given to the network; and, where there
-  are no planar poses, adapters of the layers in place of a table keyed by place.
+  shape of latents, as the autoencoder says, and what map tokens of warped views hold; how poses are
+  given to the network; and, where there are no planar poses, adapters of the layers in place of a
+  table keyed by place.
 
   Args:
     description: With 'env' `{'name': 'own_data'}`.
@@ -44,12 +45,18 @@ def fit(description: dict[str, Any], folder: str | None) -> None:
         f'{folder}: poses are of kind {spaces.poses.kind!r}, the {description["expert"]} expert '
         'needs planar ones (x, y, heading). Record them (docs/own_data.md), or train base and '
         'short_term, and compose them with the long-term memory, which needs no poses.')
-  model = description.get('model')
-  if model is None:
+  network = description.get('model', description)
+  if 'latent' not in network:
     return
   if isinstance(description.get('autoencoder'), str) and description['autoencoder']:
     space, _ = zoo.load_latent_space(description['autoencoder'])
-    model['latent'] = list(space.network.latent_shape)
+    network['latent'] = list(space.network.latent_shape)
+  model = description.get('model')
+  if model is None:
+    return
+  if description.get('points'):
+    channels = model['latent'][-1] + 1  # of latents, and how much of them was seen
+    model['map_dim'] = description['encoder']['features'] + model['patch']**2 * channels
   if not planar:
     model['pose_kind'] = 'vector' if spaces.pose_dim else 'none'
     model['pose_code'] = {}

@@ -27,6 +27,7 @@ from wmpoe.data import memory_maze
 from wmpoe.data import pipeline
 from wmpoe.data import spaces
 from wmpoe.evaluation import lpips
+from wmpoe.experts import point_maps
 from wmpoe.networks import autoencoder
 from wmpoe.training import tasks
 
@@ -141,8 +142,8 @@ def make_batches(
     if description['expert'] == 'autoencoder':
       transform, source = clips.RandomFrame(), clips.EpisodeSource(pixels(folder, env, strict))
     elif description['expert'] == 'depth':
-      transform, source = clips.RandomFrame(), clips.EpisodeSource(with_inverse_depth(
-          latents.read(folder, encoder=description['encoder_sha256']), env))
+      transform, source = clips.RandomFrame(), clips.EpisodeSource(
+          with_inverse_depth(description, folder))
     else:
       model = description.get('model', data)
       transform = clips.RandomClip(
@@ -188,14 +189,31 @@ def pixels(folder: str, env: Any, strict: bool = False) -> list[episode.Episode]
   return [found[i] for i in range(len(found))]
 
 
-def with_inverse_depth(
-    episodes: Sequence[episode.Episode], env: maze_config.MazeConfig) -> list[episode.Episode]:
-  """Memory Maze episodes that know how far every pixel is, by their layouts."""
-  half_view = memory_maze.half_view(image=env.image, border=env.border)
+def with_inverse_depth(description: Mapping[str, Any], folder: str) -> list[episode.Episode]:
+  """The episodes of a latent cache that know how far every pixel is.
+
+  Their depth says it, or the layout of a Memory Maze.
+
+  Raises:
+    ValueError: where neither does.
+  """
+  env = zoo.environment(description['env'])
+
+  def known(item):
+    if item.depth is not None:
+      return np.minimum(1.0 / item.depth, point_maps.NEAREST)
+    if not isinstance(env, maze_config.MazeConfig):
+      raise ValueError(
+          f'{folder}: {item.meta.get("name", "an episode")} has no depth; expected it in all '
+          'episodes a depth network is trained on. Record them with depth, encode them again, or '
+          'train the variant spatial, which needs none.')
+    half_view = memory_maze.half_view(image=env.image, border=env.border)
+    return maze_geometry.inverse_depth(
+        np.asarray(item.meta['layout']), item.poses, env.frame_shape[0], half_view)
+
   return [
-      dataclasses.replace(item, more={'inverse_depth': maze_geometry.inverse_depth(
-          np.asarray(item.meta['layout']), item.poses, env.frame_shape[0], half_view)})
-      for item in episodes]
+      dataclasses.replace(item, more={'inverse_depth': known(item)})
+      for item in latents.read(folder, encoder=description['encoder_sha256'], pictures=True)]
 
 
 def with_point_maps(description: Mapping[str, Any], folder: str) -> list[episode.Episode]:
@@ -215,8 +233,7 @@ def with_point_maps(description: Mapping[str, Any], folder: str) -> list[episode
 def pin_networks(description: dict[str, Any]) -> None:
   """Writes into the description the hashes of the autoencoder and depth network it names."""
   if description.get('points'):
-    _, card = zoo.load_expert(description['points']['depth'])
-    description['depth_sha256'] = card['sha256']
+    description['depth_sha256'] = zoo.card(description['points']['depth'])['sha256']
   if isinstance(description.get('autoencoder'), str) and description['autoencoder']:
     space, _ = zoo.load_latent_space(description['autoencoder'])
     description['encoder_sha256'] = zoo.encoder_hash(space)

@@ -17,18 +17,18 @@ from wmpoe.networks import autoencoder
 from wmpoe.networks import depth as depth_lib
 from wmpoe.networks import warping
 
-_NEAREST = 5.0  # inverse depth that a byte can hold, in one over units of the world
+NEAREST = 5.0  # inverse depth that a byte can hold, in one over units of the world
 
 
 def to_bytes(inverse_depth: chex.Array) -> jax.Array:
   """Inverse depth in a byte a pixel, finer where it is far: uint8."""
-  share = jnp.clip(inverse_depth / _NEAREST, min=0.0, max=1.0)
+  share = jnp.clip(inverse_depth / NEAREST, min=0.0, max=1.0)
   return jnp.round(255.0 * jnp.sqrt(share)).astype(jnp.uint8)
 
 
 def from_bytes(coded: chex.Array) -> jax.Array:
   """The inverse of `to_bytes`, float32."""
-  return _NEAREST * jnp.square(coded.astype(jnp.float32) / 255.0)
+  return NEAREST * jnp.square(coded.astype(jnp.float32) / 255.0)
 
 
 @struct.dataclass
