@@ -44,6 +44,6 @@ def test_auto_is_what_it_is_on_a_tpu_and_a_choice_is_kept():
 
 def test_experts_come_from_the_config_file_of_the_base(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['wmpoe', 'compile', f'--config={CONFIG}:base'])
-  found = compile_lib._variant(f'{CONFIG}:base', 'spatial', {'env': {'name': 'the base\'s'}})
+  found = compile_lib._variant(f'{CONFIG}:base', 'spatial', {'env': {'name': "the base's"}})
   assert found['expert'] == 'spatial'
-  assert found['env'] == {'name': 'the base\'s'}
+  assert found['env'] == {'name': "the base's"}

@@ -10,7 +10,7 @@ OPTIMIZER = state.make_optimizer(learning_rate=1e-2, warmup_steps=2, total_steps
 
 
 def make_state(step=0):
-  params = {"layer": {"kernel": jnp.arange(6.0).reshape(2, 3), "low": jnp.ones(2, jnp.bfloat16)}}
+  params = {'layer': {'kernel': jnp.arange(6.0).reshape(2, 3), 'low': jnp.ones(2, jnp.bfloat16)}}
   made = state.create(params, OPTIMIZER)
   for _ in range(step):
     updates, opt_state = OPTIMIZER.update(made.params, made.opt_state, made.params)
@@ -25,7 +25,7 @@ def make_state(step=0):
 def save(workdir, *steps, keep=2, data=None):
   checkpointer = checkpoints.Checkpointer(workdir, keep=keep)
   for step in steps:
-    checkpointer.save(make_state(step), data=data or {"next": step}, meta={"note": f"n{step}"})
+    checkpointer.save(make_state(step), data=data or {'next': step}, meta={'note': f'n{step}'})
   checkpointer.close()
 
 
@@ -37,7 +37,7 @@ def assert_same(a, b):
   jax.tree.map(check, a, b)
 
 
-@pytest.mark.parametrize("data", [{"next": 3, "inner": {"a": [1, 2]}}, b'{"text": 1}'])
+@pytest.mark.parametrize('data', [{'next': 3, 'inner': {'a': [1, 2]}}, b'{"text": 1}'])
 def test_restore_gives_back_everything(tmp_path, data):
   save(tmp_path, 3, data=data)
   checkpointer = checkpoints.Checkpointer(tmp_path, keep=2)
@@ -46,31 +46,31 @@ def test_restore_gives_back_everything(tmp_path, data):
   assert_same(restored, make_state(3))
   assert jax.tree.structure(restored) == jax.tree.structure(make_state(3))
   assert position == data
-  assert meta == {"note": "n3", "step": 3}
+  assert meta == {'note': 'n3', 'step': 3}
 
 
 def test_items_are_separate_and_old_checkpoints_go(tmp_path):
   save(tmp_path, 1, 2, 3, keep=2)
   folder = tmp_path / checkpoints.FOLDER
-  assert sorted(p.name for p in folder.iterdir()) == ["2", "3"]
-  items = {p.name for p in (folder / "3").iterdir() if p.is_dir()}
-  assert items == {"params", "ema", "optimizer", "data", "meta"}
+  assert sorted(p.name for p in folder.iterdir()) == ['2', '3']
+  items = {p.name for p in (folder / '3').iterdir() if p.is_dir()}
+  assert items == {'params', 'ema', 'optimizer', 'data', 'meta'}
 
 
 def test_half_written_checkpoint_is_not_used(tmp_path):
   save(tmp_path, 1, 2)
-  half = tmp_path / checkpoints.FOLDER / "3.orbax-checkpoint-tmp"
-  (half / "params").mkdir(parents=True)
-  assert checkpoints.load_params(tmp_path)[1]["step"] == 2
+  half = tmp_path / checkpoints.FOLDER / '3.orbax-checkpoint-tmp'
+  (half / 'params').mkdir(parents=True)
+  assert checkpoints.load_params(tmp_path)[1]['step'] == 2
   assert half.exists()  # It may be the work of a job that is still training.
   checkpointer = checkpoints.Checkpointer(tmp_path, keep=2)
   assert checkpointer.latest_step() == 2
-  assert checkpointer.latest_path() == tmp_path / checkpoints.FOLDER / "2"
+  assert checkpointer.latest_path() == tmp_path / checkpoints.FOLDER / '2'
   # The remains are removed in the background, before the next save at the latest.
   checkpointer.save(make_state(4), data={}, meta={})
   checkpointer.close()
   assert not half.exists()
-  assert checkpoints.load_params(tmp_path)[1]["step"] == 4
+  assert checkpoints.load_params(tmp_path)[1]['step'] == 4
 
 
 def test_load_params_needs_no_shapes(tmp_path):
@@ -78,21 +78,21 @@ def test_load_params_needs_no_shapes(tmp_path):
   made = make_state(4)
   ema, meta = checkpoints.load_params(tmp_path)
   assert_same(ema, made.ema)
-  assert meta["note"] == "n4"
-  assert_same(checkpoints.load_params(tmp_path, "params")[0], made.params)
-  older, meta = checkpoints.load_params(tmp_path, "params", step=2)
+  assert meta['note'] == 'n4'
+  assert_same(checkpoints.load_params(tmp_path, 'params')[0], made.params)
+  older, meta = checkpoints.load_params(tmp_path, 'params', step=2)
   assert_same(older, make_state(2).params)
-  assert meta["step"] == 2
+  assert meta['step'] == 2
 
 
 def test_load_params_says_what_is_missing(tmp_path):
-  with pytest.raises(FileNotFoundError, match="holds no trained run: expected the folder"):
+  with pytest.raises(FileNotFoundError, match='holds no trained run: expected the folder'):
     checkpoints.load_params(tmp_path)
   save(tmp_path, 1)
-  with pytest.raises(FileNotFoundError, match=r"checkpoint of step 7; complete.*\[1\]"):
+  with pytest.raises(FileNotFoundError, match=r'checkpoint of step 7; complete.*\[1\]'):
     checkpoints.load_params(tmp_path, step=7)
   with pytest.raises(ValueError, match=r"which='average': expected 'ema' or 'params'"):
-    checkpoints.load_params(tmp_path, "average")
+    checkpoints.load_params(tmp_path, 'average')
 
 
 def test_the_best_are_kept_beside_the_last(tmp_path):
@@ -100,20 +100,20 @@ def test_the_best_are_kept_beside_the_last(tmp_path):
   for steps in ((1, 2, 3, 4), (5, 6, 7)):  # What was measured is known after a restart, too.
     checkpointer = checkpoints.Checkpointer(tmp_path, keep=1, keep_best=2)
     for step in steps:
-      measured = None if values[step] is None else {"validation_loss": values[step]}
+      measured = None if values[step] is None else {'validation_loss': values[step]}
       state = make_state().replace(step=jnp.int32(step))
       checkpointer.save(state, data={}, meta={}, measured=measured)
     checkpointer.close()
   kept = sorted(int(p.name) for p in (tmp_path / checkpoints.FOLDER).iterdir())
   assert kept == [2, 5, 7]
-  assert checkpoints.load_params(tmp_path)[1]["step"] == 7
-  best = checkpoints.load_params(tmp_path, step="best")[1]
-  assert (best["step"], best["measured"]) == (2, {"validation_loss": 0.3})
-  with pytest.raises(FileNotFoundError, match="no such thing as a checkpoint measured with psnr"):
-    checkpoints.load_params(tmp_path, step="best", best_metric="psnr")
-  checkpointer = checkpoints.Checkpointer(tmp_path, keep=1, keep_best=2, best_metric="psnr")
+  assert checkpoints.load_params(tmp_path)[1]['step'] == 7
+  best = checkpoints.load_params(tmp_path, step='best')[1]
+  assert (best['step'], best['measured']) == (2, {'validation_loss': 0.3})
+  with pytest.raises(FileNotFoundError, match='no such thing as a checkpoint measured with psnr'):
+    checkpoints.load_params(tmp_path, step='best', best_metric='psnr')
+  checkpointer = checkpoints.Checkpointer(tmp_path, keep=1, keep_best=2, best_metric='psnr')
   with pytest.raises(ValueError, match=r"by 'psnr', but the evaluation gave \['loss'\]: choose"):
-    checkpointer.save(make_state(), data={}, meta={}, measured={"loss": 1.0})
+    checkpointer.save(make_state(), data={}, meta={}, measured={'loss': 1.0})
   checkpointer.close()
 
 
@@ -122,12 +122,12 @@ def test_a_checkpoint_of_another_network_is_named_with_what_differs(tmp_path):
   state = make_state()
   wider = jax.tree.map(
     lambda leaf: jnp.zeros((2, 4)) if leaf.shape == (2, 3) else leaf, state)
-  deeper = state.replace(params={**state.params, "new": jnp.zeros(1)})
+  deeper = state.replace(params={**state.params, 'new': jnp.zeros(1)})
   checkpointer = checkpoints.Checkpointer(tmp_path, keep=2)
-  with pytest.raises(ValueError, match="checkpoints/3 is a checkpoint of another network") as error:
+  with pytest.raises(ValueError, match='checkpoints/3 is a checkpoint of another network') as error:
     checkpointer.restore(wider)
-  assert "  params/layer/kernel: (2, 3) there, (2, 4) now\n" in str(error.value)
-  assert "low" not in str(error.value)
-  with pytest.raises(ValueError, match=r"  params/new: absent there, \(1,\) now\nGive another wor"):
+  assert '  params/layer/kernel: (2, 3) there, (2, 4) now\n' in str(error.value)
+  assert 'low' not in str(error.value)
+  with pytest.raises(ValueError, match=r'  params/new: absent there, \(1,\) now\nGive another wor'):
     checkpointer.restore(deeper)
   checkpointer.close()

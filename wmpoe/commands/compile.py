@@ -51,7 +51,7 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
       'mesh', ['fsdp=8'], 'Sizes of the mesh axes fsdp and tensor (training) and expert '
       '(sampling); the other chips lie on data.', flag_values=flags)
   absl_flags.DEFINE_integer(
-      'batch', 0, 'Examples of an update over all chips; 0 for the config\'s.', flag_values=flags)
+      'batch', 0, "Examples of an update over all chips; 0 for the config's.", flag_values=flags)
   absl_flags.DEFINE_integer(
       'episodes', 1024, 'Episodes written or imagined in one call.', flag_values=flags)
   absl_flags.DEFINE_list(

@@ -277,7 +277,7 @@ def _earlier(description: Mapping[str, Any]) -> Any:
   own, its = (json.dumps({k: d.get(k) for k in ('env', 'autoencoder')})
               for d in (description, card['config']))
   if own != its:
-    raise ValueError(f"init_from={name!r} is an autoencoder of {its}; this run is for {own}.")
+    raise ValueError(f'init_from={name!r} is an autoencoder of {its}; this run is for {own}.')
   return tree
 
 

@@ -182,7 +182,7 @@ def _refuse(name: str, array: np.ndarray, bad: np.ndarray, expected: str, where:
     row = array[frames[0]]
     shown = f'{row[:8].tolist()}{"..." if row.size > 8 else ""}'
     raise ValueError(
-        f"{where}{name} are {shown} in frame {frames[0]} ({frames.size} such frames); expected "
+        f'{where}{name} are {shown} in frame {frames[0]} ({frames.size} such frames); expected '
         f'{expected}.')
 
 

@@ -18,8 +18,8 @@ from wmpoe import sharding
 from wmpoe.training import state as state_lib
 from wmpoe.training import workdir as workdir_lib
 
-FOLDER = "checkpoints"
-_TREES, _FACTS = ("params", "ema", "optimizer"), ("data", "meta")
+FOLDER = 'checkpoints'
+_TREES, _FACTS = ('params', 'ema', 'optimizer'), ('data', 'meta')
 _policies = ocp.checkpoint_managers
 
 
@@ -32,7 +32,7 @@ class Checkpointer:
     *,
     keep: int,
     keep_best: int = 0,
-    best_metric: str = "validation_loss",
+    best_metric: str = 'validation_loss',
   ):
     """Opens workdir/checkpoints, removing what a kill left half-written.
 
@@ -58,7 +58,7 @@ class Checkpointer:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policy,
         best_fn=_value_of(best_metric) if keep_best else None,
-        best_mode="min",
+        best_mode='min',
         create=True,
         cleanup_tmp_directories=True,
       ),
@@ -110,7 +110,7 @@ class Checkpointer:
         optimizer=ocp.args.StandardSave(state.opt_state),
         data=ocp.args.JsonSave(_data_to_json(data)),
         meta=ocp.args.JsonSave(
-          {**meta, "step": step, **({"measured": measured} if measured else {})}
+          {**meta, 'step': step, **({'measured': measured} if measured else {})}
         ),
       ),
       metrics=None if best is None else measured,
@@ -130,11 +130,11 @@ class Checkpointer:
     """
     step = self.latest_step()
     if step is None:
-      raise FileNotFoundError(f"No checkpoint in {self._folder}.")
+      raise FileNotFoundError(f'No checkpoint in {self._folder}.')
     like = jax.tree.map(lambda leaf: placed(leaf, leaf.sharding), like)
-    items = {"params": like.params, "ema": like.ema, "optimizer": like.opt_state}
+    items = {'params': like.params, 'ema': like.ema, 'optimizer': like.opt_state}
     saved = self._manager.item_metadata(step)
-    _check_same(f"{self._folder / str(step)}", {name: saved[name] for name in items}, items)
+    _check_same(f'{self._folder / str(step)}', {name: saved[name] for name in items}, items)
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -143,7 +143,7 @@ class Checkpointer:
         meta=ocp.args.JsonRestore(),
       ),
     )
-    number = np.int32(restored.meta["step"])
+    number = np.int32(restored.meta['step'])
     state = state_lib.TrainState(
       step=jax.make_array_from_callback((), like.step.sharding, lambda _: number),
       params=restored.params,
@@ -163,10 +163,10 @@ class Checkpointer:
 
 def load_params(
   workdir: str | os.PathLike[str],
-  which: Literal["ema", "params"] = "ema",
+  which: Literal['ema', 'params'] = 'ema',
   *,
-  step: int | Literal["best"] | None = None,
-  best_metric: str = "validation_loss",
+  step: int | Literal['best'] | None = None,
+  best_metric: str = 'validation_loss',
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Any, dict[str, Any]]:
   """Returns the parameters of a trained run; safe while the run still goes on.
@@ -187,20 +187,20 @@ def load_params(
     ValueError: if `which` is neither 'ema' nor 'params'.
     FileNotFoundError: if the folder has no such checkpoint.
   """
-  if which not in ("ema", "params"):
+  if which not in ('ema', 'params'):
     raise ValueError(f"which={which!r}: expected 'ema' or 'params'.")
   folder = workdir_lib.absolute(workdir) / FOLDER
   if not folder.is_dir():
     raise FileNotFoundError(
-      f"{workdir} holds no trained run: expected the folder {folder}. Train one first, or give "
-      "the --workdir of a training."
+      f'{workdir} holds no trained run: expected the folder {folder}. Train one first, or give '
+      'the --workdir of a training.'
     )
   options = ocp.CheckpointManagerOptions(read_only=True)
   with ocp.CheckpointManager(folder, options=options, item_handlers=_handlers()) as manager:
     steps = sorted(manager.all_steps())
-    wanted = "a complete checkpoint" if step is None else f"a checkpoint of step {step}"
-    if step == "best":
-      wanted = f"a checkpoint measured with {best_metric}"
+    wanted = 'a complete checkpoint' if step is None else f'a checkpoint of step {step}'
+    if step == 'best':
+      wanted = f'a checkpoint measured with {best_metric}'
       step = _best_of(manager, steps, best_metric)
     elif step is None and steps:
       step = steps[-1]
@@ -221,7 +221,7 @@ def load_params(
         meta=ocp.args.JsonRestore(),
       ),
     )
-  return restored[which], restored["meta"]
+  return restored[which], restored['meta']
 
 
 def placed(leaf: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -243,9 +243,9 @@ def _best_of(manager: ocp.CheckpointManager, steps: list[int], metric: str) -> i
   """The step of the lowest metric, None if none was measured."""
   values = {}
   for step in steps:
-    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    if metric in meta.get("measured", {}):
-      values[step] = meta["measured"][metric]
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+    if metric in meta.get('measured', {}):
+      values[step] = meta['measured'][metric]
   return min(values, key=lambda step: values[step]) if values else None
 
 
@@ -253,9 +253,9 @@ def _check_same(where: str, saved: Mapping[str, Any], wanted: Mapping[str, Any])
   """Compares the shapes on disk with those of the state to be restored."""
   there, now = (
     {
-      jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+      jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
       for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-      if hasattr(leaf, "shape")
+      if hasattr(leaf, 'shape')
     }
     for tree in (saved, wanted)
   )
@@ -265,20 +265,20 @@ def _check_same(where: str, saved: Mapping[str, Any], wanted: Mapping[str, Any])
     if there.get(path) != now.get(path)
   ]
   if different:
-    more = [f"  ... and {len(different) - 8} more"] if len(different) > 8 else []
+    more = [f'  ... and {len(different) - 8} more'] if len(different) > 8 else []
     raise ValueError(
-      f"{where} is a checkpoint of another network or optimiser. Shapes that differ:\n"
-      + "\n".join(different[:8] + more)
-      + "\nGive another workdir, or the configuration it was trained with."
+      f'{where} is a checkpoint of another network or optimiser. Shapes that differ:\n'
+      + '\n'.join(different[:8] + more)
+      + '\nGive another workdir, or the configuration it was trained with.'
     )
 
 
 def _data_to_json(data: Any) -> dict[str, Any]:
   # grain's datasets give dicts, its DataLoader gives bytes of UTF-8 text.
   if isinstance(data, bytes):
-    return {"kind": "bytes", "state": data.decode("utf-8")}
-  return {"kind": "json", "state": data}
+    return {'kind': 'bytes', 'state': data.decode('utf-8')}
+  return {'kind': 'json', 'state': data}
 
 
 def _data_from_json(saved: Mapping[str, Any]) -> Any:
-  return saved["state"].encode("utf-8") if saved["kind"] == "bytes" else saved["state"]
+  return saved['state'].encode('utf-8') if saved['kind'] == 'bytes' else saved['state']

@@ -46,10 +46,10 @@ class Inputs:
       ValueError: if the batch size does not divide over the mesh and the parts.
       TypeError: if `batches` cannot tell its position.
     """
-    if not (hasattr(batches, "get_state") and hasattr(batches, "set_state")):
+    if not (hasattr(batches, 'get_state') and hasattr(batches, 'set_state')):
       raise TypeError(
-        f"batches is a {type(batches).__name__}: expected an iterator with get_state() and "
-        "set_state(), such as iter(grain_dataset), so that a run can be resumed exactly."
+        f'batches is a {type(batches).__name__}: expected an iterator with get_state() and '
+        'set_state(), such as iter(grain_dataset), so that a run can be resumed exactly.'
       )
     self._batches, self._mesh, self._accumulate = batches, mesh, accumulate
     self.batch_size = batch_size
@@ -87,14 +87,14 @@ class Inputs:
 
   def _share(self, batch_size: int) -> int:
     """Rows of this process, of a batch that divides."""
-    sharding.check_divides(self._mesh, ("data", "fsdp"), batch_size, "batch_size")
+    sharding.check_divides(self._mesh, ('data', 'fsdp'), batch_size, 'batch_size')
     if batch_size % self._accumulate:
       raise ValueError(
-        f"batch_size = {batch_size} does not divide into accumulate = {self._accumulate} parts: "
-        "change either."
+        f'batch_size = {batch_size} does not divide into accumulate = {self._accumulate} parts: '
+        'change either.'
       )
     sharding.check_divides(
-      self._mesh, ("data", "fsdp"), batch_size // self._accumulate, "batch_size / accumulate"
+      self._mesh, ('data', 'fsdp'), batch_size // self._accumulate, 'batch_size / accumulate'
     )
     return len(sharding.batch_rows(self._mesh, batch_size))
 
@@ -103,14 +103,14 @@ class Inputs:
     one = len(sizes) == 1 and () not in sizes
     if one and self._rows is None:
       (size,) = next(iter(sizes))
-      devices = sharding.axis_size(self._mesh, ("data", "fsdp"))
+      devices = sharding.axis_size(self._mesh, ('data', 'fsdp'))
       held = len(sharding.batch_rows(self._mesh, devices))
       self.batch_size = size * devices // held
       self._rows = self._share(self.batch_size)
     if not one or sizes != {(self._rows,)}:
-      expected = "the same"
+      expected = 'the same'
       if self._rows is not None:
-        expected = f"batch_size = {self.batch_size}"
+        expected = f'batch_size = {self.batch_size}'
         if self._rows != self.batch_size:
           expected = f"{self._rows}, this process's rows of {expected}"
       raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from wmpoe import whole_file
 from wmpoe.training import workdir as workdir_lib
 
-FILENAME = "metrics.jsonl"
+FILENAME = 'metrics.jsonl'
 
 
 class MetricsLog:
@@ -30,17 +30,17 @@ class MetricsLog:
       resume_step: rows with a larger step are dropped; 0 starts an empty log.
     """
     self.path = workdir_lib.absolute(workdir) / FILENAME
-    lines = [json.dumps(row) + "\n" for row in read(workdir) if row["step"] <= resume_step]
+    lines = [json.dumps(row) + '\n' for row in read(workdir) if row['step'] <= resume_step]
     self._remote = lines if whole_file.is_remote(workdir) else None
     if self._remote is not None:
       self.sync()
       return
-    whole_file.write(self.path, "".join(lines).encode())
-    self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
+    whole_file.write(self.path, ''.join(lines).encode())
+    self._file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
 
   def write(self, row: Mapping[str, Any]) -> None:
     """Appends one row; numbers that are not finite become null, as JSON has none."""
-    line = json.dumps({k: _jsonable(v) for k, v in row.items()}) + "\n"
+    line = json.dumps({k: _jsonable(v) for k, v in row.items()}) + '\n'
     if self._remote is not None:
       self._remote.append(line)
       return
@@ -51,7 +51,7 @@ class MetricsLog:
   def sync(self) -> None:
     """Waits until every row is on disk; called before a checkpoint that relies on them."""
     if self._remote is not None:
-      self.path.write_text("".join(self._remote))
+      self.path.write_text(''.join(self._remote))
       return
     os.fsync(self._file.fileno())
 
@@ -87,14 +87,14 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   path = workdir_lib.absolute(workdir) / FILENAME
   if not path.exists():
     return []
-  lines = path.read_text().split("\n")
+  lines = path.read_text().split('\n')
   rows = []
   for number, line in enumerate(lines, start=1):
     if not line:
       continue
     try:
       row = json.loads(line)
-      if not isinstance(row, dict) or "step" not in row:
+      if not isinstance(row, dict) or 'step' not in row:
         raise ValueError("no 'step'")
     except ValueError as error:
       if number == len(lines):  # No newline behind it: the writer was killed in this line.
@@ -116,8 +116,8 @@ class Window:
 
   def __init__(self, saved: Mapping[str, Any] | None = None):
     """Starts empty, or from what `to_json` gave."""
-    self._count = int(saved["count"]) if saved else 0
-    self._sums = {k: float(v) for k, v in saved["sums"].items()} if saved else {}
+    self._count = int(saved['count']) if saved else 0
+    self._sums = {k: float(v) for k, v in saved['sums'].items()} if saved else {}
 
   def add(self, metrics: Mapping[str, float]) -> None:
     """Adds the metrics of one step."""
@@ -133,7 +133,7 @@ class Window:
 
   def to_json(self) -> dict[str, Any]:
     """Returns the count and the sums."""
-    return {"count": self._count, "sums": dict(self._sums)}
+    return {'count': self._count, 'sums': dict(self._sums)}
 
 
 class Progress:
@@ -164,14 +164,14 @@ class Progress:
       return
     left = (self._total - step) / steps_per_second if steps_per_second > 0 else math.inf
     text = (
-      f"step {step}/{self._total} ({100 * step / max(self._total, 1):.0f} %)  loss {loss:.5f}  "
-      f"{steps_per_second:.2f} steps/s  {duration(left)} left"
+      f'step {step}/{self._total} ({100 * step / max(self._total, 1):.0f} %)  loss {loss:.5f}  '
+      f'{steps_per_second:.2f} steps/s  {duration(left)} left'
     )
     if self._stream.isatty():
-      self._stream.write("\r" + text.ljust(self._width))
+      self._stream.write('\r' + text.ljust(self._width))
       self._width = len(text)
     else:
-      self._stream.write(text + "\n")
+      self._stream.write(text + '\n')
     self._stream.flush()
 
   def say(self, text: str) -> None:
@@ -179,22 +179,22 @@ class Progress:
     if self._silent:
       return
     if self._width:
-      self._stream.write("\n")
+      self._stream.write('\n')
       self._width = 0
-    self._stream.write(text + "\n")
+    self._stream.write(text + '\n')
     self._stream.flush()
 
 
 def duration(seconds: float) -> str:
   """Returns seconds as a person would write them: 45 s, 3 min 20 s, 2 h 05 min."""
   if not math.isfinite(seconds):
-    return "?"
+    return '?'
   whole = round(seconds)
   if whole < 60:
-    return f"{whole} s"
+    return f'{whole} s'
   if whole < 3600:
-    return f"{whole // 60} min {whole % 60:02d} s"
-  return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f'{whole // 60} min {whole % 60:02d} s'
+  return f'{whole // 3600} h {whole % 3600 // 60:02d} min'
 
 
 def clock() -> float:

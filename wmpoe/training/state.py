@@ -15,11 +15,11 @@ import optax
 
 from wmpoe import sharding
 
-Schedule = Literal["cosine", "constant"]
+Schedule = Literal['cosine', 'constant']
 
 _RESERVED = frozenset({
-  "kind", "step", "loss", "grad_norm", "update_norm", "learning_rate", "steps_per_second",
-  "seconds", "examples",
+  'kind', 'step', 'loss', 'grad_norm', 'update_norm', 'learning_rate', 'steps_per_second',
+  'seconds', 'examples',
 })  # fmt: skip
 
 
@@ -68,19 +68,19 @@ class TrainConfig:
   accumulate: int = 1
   learning_rate: float = 1e-3
   warmup_steps: int = 100
-  schedule: Schedule = "cosine"
+  schedule: Schedule = 'cosine'
   weight_decay: float = 0.0
   clip_norm: float | None = 1.0
   b1: float = 0.9
   b2: float = 0.99
   ema_decay: float = 0.999
-  learn: str = ""
+  learn: str = ''
   log_every: int = 50
   checkpoint_every: int = 500
   eval_every: int | None = None
   keep: int = 2
   keep_best: int = 0
-  best_metric: str = "validation_loss"
+  best_metric: str = 'validation_loss'
   seed: int = 0
   max_seconds: float | None = None
 
@@ -90,21 +90,21 @@ class TrainConfig:
     Raises:
       ValueError: naming the option, what was given and what is expected.
     """
-    for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep"):
-      _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-    for name in ("batch_size", "eval_every"):
+    for name in ('steps', 'accumulate', 'log_every', 'checkpoint_every', 'keep'):
+      _expect(name, getattr(self, name), getattr(self, name) >= 1, 'at least 1')
+    for name in ('batch_size', 'eval_every'):
       value = getattr(self, name)
-      _expect(name, value, value is None or value >= 1, "at least 1, or None")
-    for name in ("clip_norm", "max_seconds"):
+      _expect(name, value, value is None or value >= 1, 'at least 1, or None')
+    for name in ('clip_norm', 'max_seconds'):
       value = getattr(self, name)
-      _expect(name, value, value is None or value > 0, "more than 0, or None")
-    _expect("learning_rate", self.learning_rate, self.learning_rate > 0, "more than 0")
-    for name in ("warmup_steps", "weight_decay", "keep_best"):
-      _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-    for name in ("ema_decay", "b1", "b2"):
-      _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+      _expect(name, value, value is None or value > 0, 'more than 0, or None')
+    _expect('learning_rate', self.learning_rate, self.learning_rate > 0, 'more than 0')
+    for name in ('warmup_steps', 'weight_decay', 'keep_best'):
+      _expect(name, getattr(self, name), getattr(self, name) >= 0, 'at least 0')
+    for name in ('ema_decay', 'b1', 'b2'):
+      _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, 'in [0, 1)')
     _expect(
-      "schedule", self.schedule, self.schedule in ("cosine", "constant"), "'cosine' or 'constant'"
+      'schedule', self.schedule, self.schedule in ('cosine', 'constant'), "'cosine' or 'constant'"
     )
 
 
@@ -161,7 +161,7 @@ def learning_rate_schedule(
   learning_rate: float,
   warmup_steps: int,
   total_steps: int,
-  schedule: Schedule = "cosine",
+  schedule: Schedule = 'cosine',
 ) -> Callable[[Any], jax.Array]:
   """Returns the learning rate as a function of the step (0 for the first update).
 
@@ -171,7 +171,7 @@ def learning_rate_schedule(
   Raises:
     ValueError: for an unknown schedule name.
   """
-  if schedule not in ("cosine", "constant"):
+  if schedule not in ('cosine', 'constant'):
     raise ValueError(
       f"Unknown learning rate schedule {schedule!r}: expected 'cosine' or 'constant'."
     )
@@ -179,7 +179,7 @@ def learning_rate_schedule(
   def rate(step: Any) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
     warm = jnp.minimum(1.0, (step + 1.0) / max(warmup_steps, 1))
-    if schedule == "constant":
+    if schedule == 'constant':
       return learning_rate * warm
     progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
     return learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
@@ -195,9 +195,9 @@ def decay_mask(params: Any) -> Any:
   """
 
   def decays(path: tuple[Any, ...], leaf: Any) -> bool:
-    names = [str(getattr(k, "key", getattr(k, "name", k))).lower() for k in path]
+    names = [str(getattr(k, 'key', getattr(k, 'name', k))).lower() for k in path]
     named_off = bool(names) and (
-      names[-1] in ("bias", "scale") or any("norm" in name for name in names)
+      names[-1] in ('bias', 'scale') or any('norm' in name for name in names)
     )
     return jnp.ndim(leaf) >= 2 and not named_off
 
@@ -210,7 +210,7 @@ def learns(params: Any, pattern: str) -> Any:
   Raises:
     ValueError: if none does.
   """
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
   mask = jax.tree_util.tree_map_with_path(
     lambda path, leaf: re.search(pattern, name(path)) is not None, params
   )
@@ -239,7 +239,7 @@ def make_optimizer(
   learning_rate: float,
   warmup_steps: int,
   total_steps: int,
-  schedule: Schedule = "cosine",
+  schedule: Schedule = 'cosine',
   weight_decay: float = 0.0,
   clip_norm: float | None = 1.0,
   b1: float = 0.9,
@@ -334,11 +334,11 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     ema = update_ema(state.ema, params, step=state.step, decay=config.ema_decay)
     metrics = {
-      "loss": loss,
+      'loss': loss,
       **metrics,
-      "grad_norm": optax.tree.norm(grads),
-      "update_norm": optax.tree.norm(updates),
-      "learning_rate": rate(state.step),
+      'grad_norm': optax.tree.norm(grads),
+      'update_norm': optax.tree.norm(updates),
+      'learning_rate': rate(state.step),
     }
     new = state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
     return new, metrics
@@ -372,7 +372,7 @@ def _in_parts(compute: Callable[..., Any], count: int) -> Callable[..., Any]:
 
 def _expect(name: str, given: Any, fine: bool, expected: str) -> None:
   if not fine:
-    raise ValueError(f"TrainConfig.{name} = {given!r}: expected {expected}.")
+    raise ValueError(f'TrainConfig.{name} = {given!r}: expected {expected}.')
 
 
 def _check_metrics(metrics: Mapping[str, Any]) -> None:

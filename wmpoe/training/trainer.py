@@ -27,8 +27,8 @@ from wmpoe.training import workdir as workdir_lib
 
 # Changing these does not make it another run: they say how long, how often and what is kept.
 _MAY_DIFFER = (
-  "steps", "max_seconds", "log_every", "checkpoint_every", "eval_every", "keep", "keep_best",
-  "best_metric",
+  'steps', 'max_seconds', 'log_every', 'checkpoint_every', 'eval_every', 'keep', 'keep_best',
+  'best_metric',
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ class TrainResult:
   @property
   def finished(self) -> bool:
     """Whether all steps were done."""
-    return self.reason == "finished"
+    return self.reason == 'finished'
 
 
 class DivergedError(FloatingPointError):
@@ -111,9 +111,9 @@ def train(
   """
   if mesh is None:
     if jax.process_count() > 1:
-      raise ValueError("Training in a pod needs a mesh of all its devices: sharding.make_mesh.")
+      raise ValueError('Training in a pod needs a mesh of all its devices: sharding.make_mesh.')
     mesh = sharding.make_mesh({}, jax.devices()[:1])
-  if mesh.shape["expert"] > 1:
+  if mesh.shape['expert'] > 1:
     raise ValueError(
       f"The mesh has expert={mesh.shape['expert']}, but one expert is trained at a time: expected "
       "1. Put these devices on the data or fsdp axis."
@@ -121,8 +121,8 @@ def train(
   data = inputs.Inputs(
     batches, mesh, batch_size=config.batch_size, accumulate=config.accumulate)
   folder = workdir_lib.absolute(workdir)
-  described = {"train": dataclasses.asdict(config), "run": dict(run_config or {})}
-  free = [f"train.{name}" for name in _MAY_DIFFER] + [f"run.{name}" for name in may_differ]
+  described = {'train': dataclasses.asdict(config), 'run': dict(run_config or {})}
+  free = [f'train.{name}' for name in _MAY_DIFFER] + [f'run.{name}' for name in may_differ]
   with _Signals() as signals, contextlib.ExitStack() as stack:
     if multihost.is_main():
       workdir_lib.prepare(folder)
@@ -173,31 +173,31 @@ class _Run:
       self.state, position, meta = self.checkpointer.restore(
         jax.tree.map(checkpoints.placed, shapes, layout))
       data.restore(position)
-      self.seconds_before = float(meta["seconds"])
-      self.window = metrics_log.Window(meta["window"])
+      self.seconds_before = float(meta['seconds'])
+      self.window = metrics_log.Window(meta['window'])
     self.step = self.saved_step = int(self.state.step)
     main = multihost.is_main()
     self.log = (
       metrics_log.MetricsLog(folder, resume_step=self.step) if main else metrics_log.Silence())
     self.progress = metrics_log.Progress(config.steps, silent=not main)
     if self.step:
-      self.progress.say(f"continuing {folder} from step {self.step}")
+      self.progress.say(f'continuing {folder} from step {self.step}')
     self.mark = (self.step, metrics_log.clock())
 
-  def loop(self, signals: "_Signals") -> str:
+  def loop(self, signals: '_Signals') -> str:
     """Runs to the end, the time limit or a signal; returns which."""
     config = self.config
     pending: tuple[int, Any] | None = None
-    reason = "finished"
+    reason = 'finished'
     while self.step < config.steps:
       # Every process asks, and all hear the same: they stop at the same step.
       if multihost.agree(signals.name is not None):
-        reason = "signal"
+        reason = 'signal'
       elif config.max_seconds is not None and multihost.agree(
         self._elapsed() >= config.max_seconds
       ):
-        reason = "time"
-      if reason != "finished":
+        reason = 'time'
+      if reason != 'finished':
         break
       batch = self._next_batch(pending)
       self.state, metrics = self.train_step(self.state, batch, self.key)
@@ -240,9 +240,9 @@ class _Run:
       if self.step > self.saved_step:
         self._save()
       raise RuntimeError(
-        f"The data ended after step {self.step} of {self.config.steps}. Expected an endless "
-        "iterator: repeat() the dataset, or ask for fewer steps. The last checkpoint is "
-        f"{self.checkpointer.latest_path()}."
+        f'The data ended after step {self.step} of {self.config.steps}. Expected an endless '
+        'iterator: repeat() the dataset, or ask for fewer steps. The last checkpoint is '
+        f'{self.checkpointer.latest_path()}.'
       ) from None
 
   def _absorb(self, pending: tuple[int, Any] | None) -> None:
@@ -251,7 +251,7 @@ class _Run:
       return
     step, device_metrics = pending
     metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
-    bad = {k: metrics[k] for k in ("loss", "grad_norm", "update_norm") if _bad(metrics[k])}
+    bad = {k: metrics[k] for k in ('loss', 'grad_norm', 'update_norm') if _bad(metrics[k])}
     if bad:
       good = self.checkpointer.latest_path()
       raise DivergedError(
@@ -260,7 +260,7 @@ class _Run:
         "in another workdir with a lower learning_rate, a longer warmup_steps or a smaller "
         "clip_norm, or look at the data of that step."
       )
-    learning_rate = metrics.pop("learning_rate")
+    learning_rate = metrics.pop('learning_rate')
     self.window.add(metrics)
     if _due(step, self.config.log_every) or step == self.config.steps:
       now = metrics_log.clock()
@@ -268,17 +268,17 @@ class _Run:
       rate = (step - since_step) / max(now - since, 1e-9)
       self.mark = (step, now)
       means = self.window.means()
-      loss = means["loss"]
+      loss = means['loss']
       self.log.write(
         {
-          "kind": "train",
-          "step": step,
-          "loss": means.pop("loss"),
+          'kind': 'train',
+          'step': step,
+          'loss': means.pop('loss'),
           **means,
-          "learning_rate": learning_rate,
-          "steps_per_second": rate,
-          "seconds": self.seconds_before + self._elapsed(),
-          "examples": step * (self.data.batch_size or 0),
+          'learning_rate': learning_rate,
+          'steps_per_second': rate,
+          'seconds': self.seconds_before + self._elapsed(),
+          'examples': step * (self.data.batch_size or 0),
         }
       )
       self.progress.report(step, loss, rate)
@@ -288,11 +288,11 @@ class _Run:
     paused = metrics_log.clock()
     values = dict(self.eval_fn(self.state.ema, self.step))
     self.log.write({
-      "kind": "eval", "step": self.step, **values,
-      "seconds": self.seconds_before + self._elapsed(),
+      'kind': 'eval', 'step': self.step, **values,
+      'seconds': self.seconds_before + self._elapsed(),
     })  # fmt: skip
-    shown = "  ".join(f"{name} {float(value):.5g}" for name, value in values.items())
-    self.progress.say(f"evaluated at step {self.step}: {shown}")
+    shown = '  '.join(f'{name} {float(value):.5g}' for name, value in values.items())
+    self.progress.say(f'evaluated at step {self.step}: {shown}')
     self._leave_out(paused)
     return values
 
@@ -304,9 +304,9 @@ class _Run:
       self.state,
       data=self.data.position,
       meta={
-        "seconds": self.seconds_before + self._elapsed(),
-        "window": self.window.to_json(),
-        "config": self.described,
+        'seconds': self.seconds_before + self._elapsed(),
+        'window': self.window.to_json(),
+        'config': self.described,
       },
       measured=measured,
     )
@@ -325,18 +325,18 @@ class _Run:
   def say_end(self, reason: str, signal_name: str | None, next_hint: str | None) -> None:
     """Says what was written and what to run next."""
     folder = self.folder
-    wrote = f"wrote {folder / checkpoints.FOLDER / str(self.step)} and {self.log.path}"
+    wrote = f'wrote {folder / checkpoints.FOLDER / str(self.step)} and {self.log.path}'
     if not self.step:
-      wrote = "no step was done yet"
-    if reason == "finished":
-      hint = next_hint or f"wmpoe.training.checkpoints.load_params({str(folder)!r})"
-      self.progress.say(f"finished all {self.step} steps; {wrote}; next: {hint}")
+      wrote = 'no step was done yet'
+    if reason == 'finished':
+      hint = next_hint or f'wmpoe.training.checkpoints.load_params({str(folder)!r})'
+      self.progress.say(f'finished all {self.step} steps; {wrote}; next: {hint}')
       return
-    by = signal_name or "a signal to another process"
-    why = f"stopped by {by}" if reason == "signal" else "stopped at the time limit"
+    by = signal_name or 'a signal to another process'
+    why = f'stopped by {by}' if reason == 'signal' else 'stopped at the time limit'
     self.progress.say(
-      f"{why} at step {self.step}/{self.config.steps}; {wrote}; run the same command again to "
-      "continue"
+      f'{why} at step {self.step}/{self.config.steps}; {wrote}; run the same command again to '
+      'continue'
     )
 
 
@@ -347,7 +347,7 @@ class _Signals:
     self.name: str | None = None
     self._before: dict[int, Any] = {}
 
-  def __enter__(self) -> "_Signals":
+  def __enter__(self) -> '_Signals':
     # Python lets only the main thread handle signals; elsewhere the caller's handling stays.
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):

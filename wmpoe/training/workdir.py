@@ -17,8 +17,8 @@ from etils import epath  # comes with orbax, whose paths these are
 from wmpoe import whole_file
 from wmpoe.training import lease
 
-CONFIG = "config.json"
-LOCK = "train.lock"
+CONFIG = 'config.json'
+LOCK = 'train.lock'
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
@@ -36,8 +36,8 @@ def prepare(workdir: str | os.PathLike[str]) -> epath.Path:
   path = absolute(workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / f".writable-{os.getpid()}"
-    probe.write_text("")
+    probe = path / f'.writable-{os.getpid()}'
+    probe.write_text('')
     probe.unlink()
   except ImportError as error:
     raise ImportError(
@@ -46,8 +46,8 @@ def prepare(workdir: str | os.PathLike[str]) -> epath.Path:
     ) from error
   except OSError as error:
     raise OSError(
-      f"The output folder {path} cannot be written to ({error.strerror or error}). Expected a "
-      "folder that can be made and written: choose another workdir or change its permissions."
+      f'The output folder {path} cannot be written to ({error.strerror or error}). Expected a '
+      'folder that can be made and written: choose another workdir or change its permissions.'
     ) from error
   return path
 
@@ -73,21 +73,21 @@ def check_config(
   if path.exists():
     old_flat = _flatten(json.loads(path.read_text()))
     new_flat = _flatten(new)
-    missing = "(absent)"
+    missing = '(absent)'
     different = [
-      f"  {key}: {old_flat.get(key, missing)!r} there, {new_flat.get(key, missing)!r} now"
+      f'  {key}: {old_flat.get(key, missing)!r} there, {new_flat.get(key, missing)!r} now'
       for key in sorted(old_flat.keys() | new_flat.keys())
       if old_flat.get(key, missing) != new_flat.get(key, missing)
-      and not any(key == name or key.startswith(name + ".") for name in may_differ)
+      and not any(key == name or key.startswith(name + '.') for name in may_differ)
     ]
     if different:
       raise ValueError(
-        f"{workdir} holds a run of another configuration. Keys that differ:\n"
-        + "\n".join(different)
-        + "\nGive another workdir, or the values it was started with to continue it."
+        f'{workdir} holds a run of another configuration. Keys that differ:\n'
+        + '\n'.join(different)
+        + '\nGive another workdir, or the values it was started with to continue it.'
       )
-  temporary = path.with_suffix(".json.tmp")
-  temporary.write_text(json.dumps(new, indent=2, sort_keys=True) + "\n")
+  temporary = path.with_suffix('.json.tmp')
+  temporary.write_text(json.dumps(new, indent=2, sort_keys=True) + '\n')
   temporary.replace(path)
 
 
@@ -108,13 +108,13 @@ class Lock:
     """Names the lock file; nothing is taken yet."""
     self._path = pathlib.Path(os.path.abspath(workdir)) / LOCK
 
-  def __enter__(self) -> "Lock":
+  def __enter__(self) -> 'Lock':
     """Takes the lock.
 
     Raises:
       RuntimeError: if another job that is alive holds it.
     """
-    me = {"pid": os.getpid(), "host": socket.gethostname(), "born": _born(os.getpid())}
+    me = {'pid': os.getpid(), 'host': socket.gethostname(), 'born': _born(os.getpid())}
     with self._exclusive() as file:
       holder = _parse(file.read())
       if holder is not None and self._alive(holder):
@@ -138,7 +138,7 @@ class Lock:
   def _exclusive(self) -> Iterator[TextIO]:
     """Opens the file for one job at a time, so that two cannot both find the folder free."""
     while True:
-      with open(self._path, "a+", encoding="utf-8") as file:
+      with open(self._path, 'a+', encoding='utf-8') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
           current = os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
@@ -151,24 +151,24 @@ class Lock:
         return
 
   def _alive(self, holder: Mapping[str, Any]) -> bool:
-    if holder["host"] != socket.gethostname():
+    if holder['host'] != socket.gethostname():
       return True  # Cannot be known from here: the message says what to do.
-    if holder["pid"] == os.getpid() and holder["born"] == _born(os.getpid()):
+    if holder['pid'] == os.getpid() and holder['born'] == _born(os.getpid()):
       return str(self._path) in Lock._held
-    born = _born(holder["pid"])
-    return born is not None and born == holder["born"]
+    born = _born(holder['pid'])
+    return born is not None and born == holder['born']
 
 
 def _born(pid: int) -> str | None:
   """Returns what tells a process from a later one of the same id; None if it is not alive."""
   try:
     # After the name in parentheses: state is the first field, the start time the twentieth.
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
+    fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+    return None if fields[0] in 'ZX' else f'{boot}:{fields[19]}'
   except (OSError, IndexError):
     pass
-  if os.path.exists("/proc/self/stat"):
+  if os.path.exists('/proc/self/stat'):
     return None
   try:  # No /proc (macOS): an id in use is all that can be told.
     os.kill(pid, 0)
@@ -176,21 +176,21 @@ def _born(pid: int) -> str | None:
     return None
   except PermissionError:
     pass
-  return "alive"
+  return 'alive'
 
 
 def _parse(text: str) -> dict[str, Any] | None:
   try:
     holder = json.loads(text)
-    return holder if {"pid", "host", "born"} <= holder.keys() else None
+    return holder if {'pid', 'host', 'born'} <= holder.keys() else None
   except (ValueError, AttributeError):
     return None  # Empty, or torn by a kill: nobody's.
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
   if not isinstance(tree, dict) or not tree:
     return {prefix: tree}
   flat: dict[str, Any] = {}
   for key, value in tree.items():
-    flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    flat |= _flatten(value, f'{prefix}.{key}' if prefix else str(key))
   return flat

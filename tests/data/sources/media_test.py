@@ -59,8 +59,8 @@ def test_what_does_not_fit_is_named_and_left_out(root):
   assert set(errors) == {'no_table', 'short', 'other', 'torn'}
   assert 'no table of its actions; expected one of no_table.csv' in errors['no_table']
   assert 'more than 1 frames, but short.csv has 1 rows' in errors['short']
-  assert "1.png: picture 1 cannot be decoded" in errors['torn']
-  assert "other.csv: poses ()" in errors['other']
+  assert '1.png: picture 1 cannot be decoded' in errors['torn']
+  assert 'other.csv: poses ()' in errors['other']
 
 
 def test_folders_with_nothing_in_them(tmp_path):
