@@ -5,16 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from tests import small
-from tests.experts import point_maps_test as maps
+from tests.session import warped
 from wmpoe import session
-from wmpoe import world_model
-from wmpoe.experts import base
-from wmpoe.experts import key_frames
-from wmpoe.experts import long_term
 from wmpoe.experts import writing
 from wmpoe.session import edits
 
@@ -76,21 +71,8 @@ def test_forgetting_is_never_having_seen(seen):
 
 def test_pictures_and_depth_outlive_forgetting():
   """They are handed on as they are, not decoded out of latents."""
-  points, model = maps.make_points(), maps.MODEL
-  params = small.random_tree(jax.eval_shape(
-      lambda key: model.init(key, action_dim=2, pose_dim=3), jax.random.key(0)))
-  denoiser, dims = model.denoiser, {'action_dim': 2, 'pose_dim': 3}
-  world = world_model.WorldModel(
-      base=base.Base(params=params['denoiser'], model=denoiser), latents=points.latents, memories={
-          'long_term': long_term.create(
-              jax.random.key(0), denoiser, params['denoiser'], spec=small.SPEC,
-              writing=small.WRITING, optimizer=optax.adam(0.05), **dims),
-          'spatial': key_frames.Posed(params=params, points=points, model=model, capacity=6)},
-      **dims)
-  seen = maps.observation(2, 6, points)
-  depth = np.random.default_rng(1).uniform(0.3, 20.0, (2, 6, 14, 14)).astype(np.float32)
-  seen = dataclasses.replace(seen, frames=seen.pictures, pictures=None, depth=depth)
-  opened = session.Session.open(world, batch=2).observe(seen)
+  seen = warped.observation()
+  opened = session.Session.open(warped.world(), batch=2).observe(seen)
   rest = jax.tree.map(lambda x: np.concatenate([x[:, :2], x[:, 4:]], axis=1), seen)
   got = edits.forget(opened, 2, 4).state.memories['spatial']
   never = opened.reset().observe(rest).state.memories['spatial']

@@ -1,12 +1,17 @@
 """The memory file: what is loaded dreams on bit for bit, and nothing else is loaded."""
 
 import dataclasses
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from tests import small
+from tests.session import warped
+import wmpoe
 from wmpoe import archive
 from wmpoe import session
 from wmpoe.diffusion import samplers
@@ -32,6 +37,18 @@ def test_what_is_loaded_dreams_on_bit_for_bit(seen, asked, tmp_path, history, wo
   small.same(got.state.recent, expected.state.recent)
   assert got.observed.tolist() == [6, 6] and got.imagined.tolist() == [4, 4]
   assert got.lineage[0] == 'forked as 4' and got.lineage[1].startswith('m.npz ')
+
+
+def test_another_process_dreams_a_memory_of_pictures_on_bit_for_bit(tmp_path):
+  opened = session.Session.open(warped.world(), batch=2).observe(warped.observation())
+  opened.save(tmp_path / 'm.npz')
+  root = pathlib.Path(wmpoe.__file__).parents[1]
+  subprocess.run(
+      [sys.executable, '-m', 'tests.session.warped', str(tmp_path / 'm.npz'),
+       str(tmp_path / 'frames.npy')], cwd=root, check=True, timeout=300)
+  frames = warped.dream(opened)
+  assert frames.std(axis=(2, 3, 4)).all(), 'pictures, not one colour'
+  small.same(np.load(tmp_path / 'frames.npy'), frames)
 
 
 def test_with_its_history_writing_goes_on_bit_for_bit(seen, tmp_path):
@@ -82,9 +99,12 @@ def test_a_rule_without_a_name_is_asked_of_the_model(seen, tmp_path, world):
 
 def test_a_memory_of_another_model_is_refused(seen, path, world, other):
   base, memories = other
+  own = seen.model.memories['long_term']
+  stronger = own.replace(spec=dataclasses.replace(own.spec, alpha=2 * own.spec.alpha))
   for part, changes in (
       ('base', {'base': base}),
       ('spatial', {'memories': {**seen.model.memories, 'spatial': memories['spatial']}}),
+      ('long_term', {'memories': {**seen.model.memories, 'long_term': stronger}}),
       ('long_term', {'memories': {
           n: m for n, m in seen.model.memories.items() if n != 'long_term'}})):
     with pytest.raises(ValueError, match=f'memory of another model. It differs in {part} '):
@@ -99,8 +119,8 @@ def test_damage_and_other_files_are_refused(seen, path):
   path.write_bytes(content)
   with pytest.raises(ValueError, match='damaged'):
     session.Session.load(path, seen)
-  archive.write(path, dataclasses.replace(memory_file.KIND, version=2), {}, {})
-  with pytest.raises(ValueError, match='is of format version 2; this wmpoe reads version 1 of mem'):
+  archive.write(path, dataclasses.replace(memory_file.KIND, version=3), {}, {})
+  with pytest.raises(ValueError, match='is of format version 3; this wmpoe reads version 2 of mem'):
     session.Session.load(path, seen)
   np.savez(path, x=np.ones(3))
   with pytest.raises(ValueError, match='has no card.json, so it does not hold memories'):

@@ -1,12 +1,15 @@
-"""What a memory needs to know of its model: which weights it is for, and how they are composed.
+"""What a memory needs to know of its model: which parts it is for, and how they are composed.
 
-Weights are told apart by hash, part by part; how they are composed is plain JSON, restored from it
-where it has a name, and otherwise required to be the same.
+Parts are told apart by hash: of their weights and of what else gives a memory its meaning, such as
+a camera or how strong an adapter is. How they are composed is plain JSON, restored from it where it
+has a name, and otherwise required to be the same.
 """
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import hashlib
+import json
 import math
 from typing import Any
 
@@ -17,6 +20,12 @@ from wmpoe import archive
 from wmpoe import recipes
 from wmpoe import world_model
 from wmpoe.experts import composition
+
+# Fields of which a memory's meaning does not depend: how it is written, how it is computed, and the
+# composition, which is described by itself.
+_UNTOLD = frozenset((
+    'optimizer', 'writing', 'ridge', 'few', 'reading', 'implementation', 'remat', 'dtype', 'scan',
+    'weight', 'level', 'parent', 'name'))
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
@@ -32,8 +41,9 @@ def leaves_of(tree: Any) -> dict[str, Any]:
 def fingerprint(model: world_model.WorldModel) -> dict[str, str]:
   """The hash of each part of a model: 'base', 'latents' if there are any, and every memory.
 
-  It is of parameters and of the shapes of the memory's state; weights of contrasts, rule and
-  sampler are no part of it.
+  It is of parameters, of all settings that change what a memory means, and of the shapes of its
+  state. How memories are written and computed, weights of contrasts, rule and sampler are no part
+  of it.
   """
   known: dict[int, str] = {}  # parts share parameters: the base's serve its long-term memory, too
 
@@ -43,7 +53,8 @@ def fingerprint(model: world_model.WorldModel) -> dict[str, str]:
     return known[id(leaf)]
 
   def of(tree: Any, state: Any = None) -> str:
-    text = [f'{path} {one(leaf)}' for path, leaf in sorted(leaves_of(tree).items())]
+    text = [json.dumps(_settings(tree), sort_keys=True)]
+    text += [f'{path} {one(leaf)}' for path, leaf in sorted(leaves_of(tree).items())]
     text += [f'{path} {leaf.shape} {leaf.dtype}' for path, leaf in sorted(leaves_of(state).items())]
     return hashlib.sha256('\n'.join(text).encode()).hexdigest()
 
@@ -53,6 +64,22 @@ def fingerprint(model: world_model.WorldModel) -> dict[str, str]:
   for name, memory in model.memories.items():
     parts[name] = of(memory.replace(weight=0.0), jax.eval_shape(lambda m=memory: m.init(1)))
   return parts
+
+
+def _settings(value: Any) -> Any:
+  """What is no array in a part of a model, as plain JSON that is the same in every process."""
+  if dataclasses.is_dataclass(value):
+    fields = (field.name for field in dataclasses.fields(value) if field.name not in _UNTOLD)
+    return {'': type(value).__qualname__, **{n: _settings(getattr(value, n)) for n in fields}}
+  if isinstance(value, Mapping):
+    return {str(key): _settings(item) for key, item in value.items()}
+  if isinstance(value, (tuple, list)):
+    return [_settings(item) for item in value]
+  if isinstance(value, functools.partial):
+    return [_settings(part) for part in (value.func, value.args, value.keywords)]
+  if isinstance(value, (np.ndarray, jax.Array)):
+    return None  # hashed by itself
+  return getattr(value, '__qualname__', None) or repr(value)
 
 
 def check(parts: Mapping[str, str], expected: Mapping[str, str], *, where: str) -> None:

@@ -23,7 +23,7 @@ from wmpoe import multihost
 from wmpoe import world_model
 from wmpoe.session import identity
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 told models apart by their weights alone
 KIND = archive.Kind(
     what='memories', version=FORMAT_VERSION, prefix='state',
     fields=('parts', 'source', 'composition', 'key', 'episodes', 'observed', 'imagined', 'history',
