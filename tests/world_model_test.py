@@ -130,6 +130,59 @@ def test_every_subset_composes(names, seen, parts):
   np.testing.assert_allclose(got, expected, atol=1e-3)
 
 
+def test_memories_are_composed_in_the_order_they_are_named_also_as_an_argument_of_jit(seen, parts):
+  query, known = parts
+  says = jax.jit(lambda world, state, query: world.denoiser(state, query)(*small.noisy(2, 2)))
+  shares = composition.WeightedMean((0.5, 0.4, 0.1))
+  for first, second in (('spatial', 'long_term'), ('long_term', 'spatial')):
+    world = WORLD.compose('base', first, second, rule=shares)
+    expected = sum(
+        share * estimate for share, estimate in zip(
+            shares.shares, (known['base'], known[first][0], known[second][0]), strict=True))
+    small.close(says(world, seen, query), expected, atol=1e-3)
+  # Without a base the first one's own baseline is the anchor.
+  memories = {**WORLD.memories, 'long_term': WORLD.memories['long_term'].replace(baseline='null')}
+  world = dataclasses.replace(WORLD, memories=memories)
+  anchored = [says(world.compose(*names), seen, query) for names in (
+      ('spatial', 'short_term'), ('short_term', 'spatial'))]
+  (near, null), (mapped, blank) = known['short_term'], known['spatial']
+  evidence = near - null + mapped - blank
+  small.close(anchored[0], blank + evidence, atol=1e-3)
+  small.close(anchored[1], null + evidence, atol=1e-3)
+
+
+def test_branches_of_the_same_parameters_share_a_call_where_the_model_is_an_argument(
+    seen, parts, monkeypatch):
+  query, _ = parts
+  world = WORLD.compose('base', 'long_term')
+  calls = []
+  run = expert.NetworkDenoiser.__call__
+  monkeypatch.setattr(
+      expert.NetworkDenoiser, '__call__',
+      lambda self, *noisy: (calls.append(len(noisy[0])), run(self, *noisy))[1])
+  says = lambda world: world.denoiser(seen, query)(*small.noisy(2, 2))
+  jax.eval_shape(says, world)
+  assert calls == [4], 'two episodes of two branches'
+
+
+def test_new_numbers_compile_nothing_whatever_type_they_have():
+  number = jax.jit(lambda world: world.memories['spatial'].weight)
+  for weight in (1.0, 2, np.float32(0.5), np.float64(0.25)):
+    assert number(WORLD.compose('base', 'spatial', weights={'spatial': weight})) == float(weight)
+  for weights in ([1, 2], np.array([0.5, 1.0]), jnp.array([2.0, 3.0])):
+    small.same(number(WORLD.compose('base', 'spatial', weights={'spatial': weights})),
+               np.asarray(weights, np.float32))
+  assert number._cache_size() == 2  # a number, and one for each episode
+
+
+def test_keys_of_the_old_kind_are_named(seen):
+  old = jax.random.PRNGKey(0)
+  for use in (lambda: WORLD.observe(WORLD.init(2), small.observation(2, 5), old),
+              lambda: WORLD.imagine(seen, *small.conditions(2, 2), old)):
+    with pytest.raises(ValueError, match=r'array of uint32.* expected one of jax.random.key'):
+      use()
+
+
 @pytest.fixture(scope='module')
 def shallow():
   """The world on networks of one block: it is traced for every subset, for shapes alone."""

@@ -170,6 +170,14 @@ def test_baselines_and_levels_by_name():
   assert plain.levels == ()
 
 
+def test_equal_descriptions_make_models_of_one_structure():
+  """So that what is loaded a second time runs the programs of the first."""
+  first, second = (jax.tree.structure(zoo.load('cards')) for _ in range(2))
+  assert first == second and hash(first) == hash(second)
+  faster = {**LONG_TERM['writing']['optimizer'], 'learning_rate': 0.5}
+  assert recipes.optimizer(faster) is not recipes.optimizer(LONG_TERM['writing']['optimizer'])
+
+
 def test_a_rate_that_halves():
   gradient, start = jnp.ones(()), jnp.zeros(())
   optimizer = recipes.optimizer({'name': 'sgd', 'learning_rate': 0.5, 'halving_steps': 2})

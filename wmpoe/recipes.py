@@ -4,6 +4,7 @@ See `zoo` for the experts themselves.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import optax
@@ -46,8 +47,14 @@ def optimizer(description: Description) -> optax.GradientTransformation:
   """An optax optimiser of the inner loop; `{'name': 'adam', 'learning_rate': 1e-3}`.
 
   With 'halving_steps': h the rate at step n is `learning_rate / (1 + n / h)`, which needs no known
-  end, so that writing can go on for as long as the episode does.
+  end, so that writing can go on for as long as the episode does. Equal descriptions give the same
+  object: it is a static part of long-term memories, and another one would compile them anew.
   """
+  return _optimizer(tuple(sorted(description.items())))
+
+
+@functools.cache
+def _optimizer(description: tuple[tuple[str, Any], ...]) -> optax.GradientTransformation:
   options = dict(description)
   halving = options.pop('halving_steps', 0)
   if halving:

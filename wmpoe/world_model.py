@@ -21,8 +21,9 @@ from wmpoe.experts import base as base_lib
 from wmpoe.experts import composition
 from wmpoe.experts import expert
 from wmpoe.experts import sharded
+from wmpoe.experts import tied
 
-_SAMPLE, _NULL, _WRITE = range(3)  # what a key is folded for
+_SAMPLE, _NULL, _WRITE, _STEP = range(4)  # what a key is folded for
 
 
 @struct.dataclass
@@ -38,7 +39,7 @@ class WorldState:
   memories: Mapping[str, Any]
 
 
-@struct.dataclass
+@tied.dataclass
 class WorldModel:
   """A base, its memories and how they are composed and sampled.
 
@@ -93,8 +94,8 @@ class WorldModel:
     """The same world with only the named experts.
 
     Args:
-      *names: Any non-empty subset of 'base' and the memories' names. Without 'base' the first
-        expert's own baseline anchors the composition.
+      *names: Any non-empty subset of 'base' and the memories' names; memories are composed in
+        this order. Without 'base' the first one's own baseline anchors the composition.
       weights: Optional new weights by name.
       rule: Optional other composition rule, or its name.
       levels: Optional factors of the weights by name, functions of the log-SNR.
@@ -108,12 +109,14 @@ class WorldModel:
       raise ValueError(
           f'compose got the experts {list(names)}, weights for {list(weights or {})} and levels '
           f'for {list(levels or {})}; expected a non-empty choice of {", ".join(known)}.')
-    memories = {n: m for n, m in self.memories.items() if n in names}
+    memories = {name: self.memories[name] for name in names if name != 'base'}
     for name, weight in (weights or {}).items():
       if name not in memories:
         raise ValueError(f'A weight is given for {name!r}, which is not among {list(names)}.')
-      _check_weight(name, weight)
-      memories[name] = memories[name].replace(weight=weight)
+      memories[name] = memories[name].replace(weight=_checked_weight(name, weight))
+    for name in levels or {}:
+      if name not in memories:
+        raise ValueError(f'A level is given for {name!r}, which is not among {list(names)}.')
     rule = composition.rule_by_name(rule) if isinstance(rule, str) else rule
     return dataclasses.replace(
         self, memories=memories, with_base='base' in names, rule=rule or self.rule,
@@ -139,7 +142,8 @@ class WorldModel:
     """Shows every memory the true frames, uint8 [B T H W 3].
 
     Raises:
-      ValueError: if the observation does not fit the model (see `episode.validate`).
+      ValueError: if the observation does not fit the model (see `episode.validate`), or for a key
+        that is none of `jax.random.key`.
     """
     self.validate(observation)
     return self.write(state, self.encode(observation), key)
@@ -155,6 +159,7 @@ class WorldModel:
       self, state: WorldState, observation: episode.Observation, key: chex.PRNGKey
   ) -> WorldState:
     """Shows every memory encoded frames; `observe` for frames as they come."""
+    _check_key(key)
     memories = {
         name: memory.write(
             state.memories[name], observation, _fold(key, _WRITE, index))
@@ -195,8 +200,10 @@ class WorldModel:
       into the memories named in `follows`.
 
     Raises:
-      ValueError: if T is no multiple of the chunk or the dimensions do not fit the model.
+      ValueError: if T is no multiple of the chunk, the dimensions do not fit the model, or the key
+        is none of `jax.random.key`.
     """
+    _check_key(key)
     batch, length = actions.shape[:2]
     if length % self.chunk or not length:
       raise ValueError(
@@ -236,10 +243,9 @@ class WorldModel:
     shape = (batch, self.chunk, *self.base.model.network.frame_shape)
     # Each episode's first noise comes from its own key, so that it dreams the same in any batch;
     # the noise a stochastic sampler adds later is drawn for the batch.
-    draws = fold(_SAMPLE)
-    initial = jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(draws)
+    initial = jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(fold(_SAMPLE))
     x = samplers.sample(
-        denoiser, self.sampler, draws[0], shape, self.num_steps,
+        denoiser, self.sampler, fold(_STEP)[0], shape, self.num_steps,
         schedule=self.base.model.schedule, grid=self.grid, corrector=self.corrector,
         initial=initial)
     seen = episode.Observation(frames=codec.decode(x), actions=actions, poses=poses)
@@ -257,14 +263,26 @@ class WorldModel:
             self.base.model.network if self.latents is None else self.latents).frame_shape)
 
 
-def _check_weight(name: str, weight: Any) -> None:
-  """Raises unless a weight is a finite number, or numbers, as far as that is known."""
+def _checked_weight(name: str, weight: Any) -> Any:
+  """A weight, always of one type, so that new numbers compile nothing: a float, or float32 [B].
+
+  Raises:
+    ValueError: unless it is a finite number, or numbers, as far as that is known.
+  """
   if isinstance(weight, jax.core.Tracer):
-    return
+    return weight
   values = np.asarray(weight)
   if not jnp.issubdtype(values.dtype, jnp.number) or not np.isfinite(values).all():
     raise ValueError(
         f'The weight of {name!r} is {weight!r}; expected a finite number, or one per episode.')
+  return jnp.asarray(weight, jnp.float32) if values.ndim else float(weight)
+
+
+def _check_key(key: Any) -> None:
+  if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+    raise ValueError(
+        f'The key is an array of {jnp.asarray(key).dtype}, as jax.random.PRNGKey makes them; '
+        'expected one of jax.random.key(seed), or such keys [B].')
 
 
 def _fold(key: chex.PRNGKey, purpose: int, index: int) -> chex.PRNGKey:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.experts import point_maps_test
 from wmpoe.data import episode
+from wmpoe.data import memory_maze
 from wmpoe.evaluation import arms
 from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
@@ -62,7 +63,9 @@ def test_nothing_is_long_ago_in_a_short_history():
   poses = [(0.5, 0.5, 0.0)] * (maze.REVISIT_GAP + 4)
   start = maze.REVISIT_GAP - 4
   made = maze.problem([make(poses)], [make(poses).frames], history=start, starts=(start,), length=8)
-  assert made.revisited[0].tolist() == [False] * 5 + [True] * 3
+  assert made.revisited[0].tolist() == [False] * 4 + [True] * 4, 'at least 50 frames ago'
+  np.testing.assert_array_equal(
+      made.revisited[0], memory_maze.revisits(np.array(poses), gap=maze.REVISIT_GAP)[start:])
 
 
 def test_copies_by_hand(task):

@@ -202,6 +202,8 @@ def test_what_cannot_be_solved_for_says_so(params):
     memory(params, spec=dataclasses.replace(SPEC, targets=('query',)))
   with pytest.raises(ValueError, match=r'field of 4 rows .* with rank 2'):
     memory(params, spec=dataclasses.replace(SPEC, rank=2))
+  with pytest.raises(ValueError, match='the base has 4 features of places. Lower the rank'):
+    memory(params, spec=dataclasses.replace(SPEC, rank=9), regression=regression(params, rank=9))
   with pytest.raises(ValueError, match="the base is the spatial expert's own network"):
     memory(jax.tree.map(jnp.array, params), regression=regression(params))
   with pytest.raises(ValueError, match='steps=0 and no regression: nothing would be written'):

@@ -18,6 +18,7 @@ from tests import small
 from wmpoe import session
 from wmpoe import sharding
 from wmpoe.aot import hlo
+from wmpoe.diffusion import analytic
 from wmpoe.diffusion import samplers
 from wmpoe.experts import composition
 from wmpoe.experts import expert
@@ -84,6 +85,17 @@ def test_a_mesh_that_does_not_divide_the_episodes_is_named():
     sharded.shard(composed(2), mesh)
 
 
+def test_a_branch_that_does_not_say_what_its_episodes_are_is_not_spread_over_them():
+  mixture = analytic.MixtureDenoiser(
+      means=jnp.array([-1.0, 1.0]), stds=jnp.ones(2), weights=jnp.ones(2))
+  denoiser = composition.compose(
+      bind(small.model(), small.params(small.model()), small.query(2)),
+      [expert.Contrast(positive=mixture, negative=None)])
+  mesh = jax.sharding.AbstractMesh((2, 1, 1, 2), ('data', 'fsdp', 'tensor', 'expert'))
+  with pytest.raises(ValueError, match='data=2, but the branches MixtureDenoiser do not say'):
+    sharded.shard(denoiser, mesh)
+
+
 def test_on_eight_devices():
   """See the functions it runs, which assert; here only that all went well."""
   done = subprocess.run(
@@ -108,6 +120,19 @@ def _experts_side_by_side():
   assert combined.bytes == 2 * 2 * np.prod(small.FRAME) * 4  # two episodes of two frames
   sent = hlo.read(spread.as_text(), 8).collectives  # and laying out what devices need sends nothing
   assert [(each.kind, each.times) for each in sent] == [('all-reduce', 2)], sent
+
+
+def _episodes_side_by_side():
+  """Branches that share a call, episodes over 'data': nothing is sent at all."""
+  mesh = sharding.make_mesh({'data': 2}, jax.devices()[:2])
+  net, weights = small.model(), small.params(small.model())
+  bound = lambda query, **options: bind(net, weights, query, **options)
+  says = lambda query: composition.compose(bound(query), [expert.Contrast(
+      positive=bound(query), negative=bound(query, null=True))])(*small.noisy(4, 2))
+  each, query = sharding.episode_sharding(mesh), small.query(4)
+  compiled = jax.jit(says, out_shardings=each).lower(jax.device_put(query, each)).compile()
+  small.close(compiled(jax.device_put(query, each)), jax.jit(says)(query), atol=1e-4)
+  assert hlo.read(compiled.as_text(), 2).collectives == ()
 
 
 def _memories_over_episodes():
@@ -143,5 +168,6 @@ def _a_memory_file_on_any_number_of_devices():
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
   _experts_side_by_side()
+  _episodes_side_by_side()
   _memories_over_episodes()
   _a_memory_file_on_any_number_of_devices()

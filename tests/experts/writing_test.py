@@ -55,6 +55,12 @@ def test_targets_are_even_from_the_first_steps_on(offset, length, target, draws)
   np.testing.assert_allclose(counts, draws * target / (length + target - 1), atol=4)
 
 
+def test_positions_stay_even_however_long_an_episode_runs():
+  for first in (0, 10**6, 2**24 + 1, 2**31 - 3000):
+    found = writing.starts(jnp.float32(0.3), first + jnp.arange(2000), jnp.int32(128), 7)
+    assert np.bincount(np.asarray(found) + 6, minlength=134).min() >= 10, first
+
+
 def test_sub_clips_hang_over_the_ends_and_are_masked():
   history = writing.append(
       writing.empty_history(8, small.FRAME, **small.DIMS),

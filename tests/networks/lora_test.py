@@ -164,6 +164,8 @@ def test_gradients_reach_the_adapter():
 
 @pytest.mark.parametrize(('make', 'message'), [
     (lambda: lora.LoraSpec(rank=0), 'rank 0 must be at least 1.*leave the long-term memory out'),
+    (lambda: lora.LoraSpec(alpha=0), 'alpha=0, .*expected finite numbers other than 0'),
+    (lambda: lora.LoraSpec(table_scale=float('inf')), 'table_scale=inf: expected finite numbers'),
     (lambda: lora.LoraSpec(targets=()), 'at least one target, for instance query'),
     (lambda: lora.init(jax.random.key(0), PARAMS, lora.LoraSpec(targets=('query', 'qkv'))),
      r"\['qkv'\] name no dense layer.*it has: .*mlp_in.*query"),

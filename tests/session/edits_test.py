@@ -58,6 +58,13 @@ def test_rewriting_writes_both_histories(seen, later):
   assert merged.writable
 
 
+def test_the_order_in_which_memories_were_composed_does_not_matter(seen):
+  turned = seen.compose('base', *reversed(seen.model.memories))
+  assert list(turned.state.memories) != list(seen.state.memories)
+  small.same(edits.merge(seen, turned, how='average').state.memories,
+             edits.merge(seen, seen, how='average').state.memories)
+
+
 def test_forgetting_is_never_having_seen(seen):
   """The memory without frames 2 and 3 is the memory of the other four, bit for bit."""
   got = edits.forget(seen, 2, 4)

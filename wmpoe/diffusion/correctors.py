@@ -90,7 +90,7 @@ class Langevin:
 
     def body(x, step):
       eps = jnp.asarray(denoiser(x, logsnr), jnp.float32)
-      noise = jax.random.normal(jax.random.fold_in(key, step), x.shape)
+      noise = jax.random.normal(jax.random.fold_in(key, step), x.shape, x.dtype)
       return x + sigma * (jnp.sqrt(2.0 * self.step_size) * noise - self.step_size * eps), None
 
     return jax.lax.scan(body, x, jnp.arange(self.steps))[0]
@@ -162,7 +162,7 @@ class HMC:
     def trajectory(carry, step):
       x, p = carry
       key_refresh, key_accept = jax.random.split(jax.random.fold_in(key, step))
-      p = keep * p + self.refresh * jax.random.normal(key_refresh, x.shape)
+      p = keep * p + self.refresh * jax.random.normal(key_refresh, x.shape, x.dtype)
       start = force(x)
       (x_new, p_new, end), _ = jax.lax.scan(leap, (x, p, start), None, length=self.leapfrog)
       if not self.adjust:
@@ -173,5 +173,5 @@ class HMC:
       # A rejected trajectory turns round, which keeps the chain's target with a kept momentum.
       return (jnp.where(accept, x_new, x), jnp.where(accept, p_new, -p)), None
 
-    momentum = jax.random.normal(jax.random.fold_in(key, self.steps), x.shape)
+    momentum = jax.random.normal(jax.random.fold_in(key, self.steps), x.shape, x.dtype)
     return jax.lax.scan(trajectory, (x, momentum), jnp.arange(self.steps))[0][0]

@@ -195,7 +195,7 @@ class DDIM(_Base):
       kept = jnp.sqrt(1.0 - fresh)
       x = (kept * sigma_next / sigma * state.x
            + alpha_next * (1.0 - kept * jnp.exp(0.5 * (start - end))) * x0
-           + sigma_next * jnp.sqrt(fresh) * jax.random.normal(key, x0.shape))
+           + sigma_next * jnp.sqrt(fresh) * jax.random.normal(key, x0.shape, x0.dtype))
     return _advance(state, x, x0, logsnr, logsnr_next)
 
 
@@ -230,7 +230,7 @@ class DDPM(_Base):
     fresh = -jnp.expm1(start - end)
     mean = (sigma_next / sigma * jnp.exp(0.5 * (start - end)) * state.x
             + alpha_next * fresh * x0)
-    x = mean + sigma_next * jnp.sqrt(fresh) * jax.random.normal(key, x0.shape)
+    x = mean + sigma_next * jnp.sqrt(fresh) * jax.random.normal(key, x0.shape, x0.dtype)
     return _advance(state, x, x0, logsnr, logsnr_next)
 
 

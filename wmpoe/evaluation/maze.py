@@ -174,7 +174,7 @@ def _seen(
   for start in starts:
     for t in range(start, start + length):
       alike = memory_maze.alike(poses, t, start, angle=ANGLE)
-      revisited.append(alike[:max(0, min(history, t - REVISIT_GAP))].any())
+      revisited.append(alike[:max(0, min(history, t - REVISIT_GAP + 1))].any())
       unseen.append(not alike.any())
       in_window.append(
           alike[max(0, start - window):start - base].any() and not alike[start - base:].any())

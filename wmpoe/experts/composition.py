@@ -91,7 +91,8 @@ class WeightedMean:
   """`eps = sum_i s_i [alpha_i eps_i + (1 - alpha_i) epsbar_i]` with shares s_i that sum to 1.
 
   Attributes:
-    shares: One per estimate: first the base's, if there is a base, then the contrasts'.
+    shares: One per estimate: first the base's, if there is a base, then the contrasts' in their
+      order (of a `WorldModel` that of its memories, which `compose` is given).
 
   Raises:
     ValueError: if the shares do not sum to 1, or (when called) are not one per estimate.
@@ -258,7 +259,7 @@ def evaluate(
 ) -> list[jax.Array]:
   """Evaluates several denoisers at once.
 
-  Network denoisers of the same model and the same parameters run as ONE call on a concatenated
+  Network denoisers of the same model and the same parameters run as ONE call on one larger
   batch; a branch without adapters joins one with adapters as adapters of zero, which changes no
   bit of it. A denoiser that occurs twice is evaluated once.
 
@@ -316,9 +317,11 @@ def _run_together(
     empty = jax.tree.map(jnp.zeros_like, lora)
     networks = [
         m if m.lora is not None else dataclasses.replace(m, lora=empty) for m in networks]
-  # The parameters are shared: keep them out of the concatenation.
+  # An episode's branches become neighbours in the batch: where episodes are spread over devices, no
+  # row leaves its own. The parameters are shared: they are kept out of it.
+  beside = lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:])
   conditions = [dataclasses.replace(m, params=None) for m in networks]
-  stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=0), *conditions)
-  together = dataclasses.replace(stacked, params=networks[0].params)
-  tile = lambda x: jnp.concatenate([x] * count, axis=0)
-  return jnp.split(together(tile(x_t), tile(logsnr)), count, axis=0)
+  together = dataclasses.replace(
+      jax.tree.map(beside, *conditions), params=networks[0].params)
+  out = together(beside(*[x_t] * count), beside(*[logsnr] * count))
+  return list(jnp.moveaxis(out.reshape(-1, count, *out.shape[1:]), 1, 0))

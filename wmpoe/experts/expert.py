@@ -51,6 +51,10 @@ class Model:
   def __post_init__(self):
     if self.anchor not in ('last', 'first'):
       raise ValueError(f"Unknown anchor {self.anchor!r}; expected 'last' or 'first'.")
+    if self.network.context < 1:
+      raise ValueError(
+          f'The network has a context of {self.network.context} frames; expected at least 1 (which '
+          'is empty at the start of an episode, and can be nulled).')
 
   @property
   def context(self) -> int:

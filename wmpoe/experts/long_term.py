@@ -242,6 +242,11 @@ def _check_regression(
         f'A place field of {regression.rank} rows is to be solved for; LoRA adapts '
         f"{', '.join(spec.targets)} with rank {spec.rank}. Add 'field', give both one rank, or "
         'leave the regression out.')
+  known = regression.model.denoiser.network.field
+  if regression.rank > known:
+    raise ValueError(
+        f'A place field of {regression.rank} rows is to be solved for; the base has {known} '
+        'features of places. Lower the rank, or widen the field (compose.long_term.field).')
   ours = (params.get('map_embed') or {}).get('kernel')
   if ours is not regression.params['map_embed']['kernel']:
     raise ValueError(

@@ -96,7 +96,7 @@ class Regression:
     offsets = np.concatenate([
         rng.normal(size=(count, _PERIOD, 3)) * (cells, cells, radians)
         for count, cells, radians in self.views]).astype(np.float32)
-    seen = (sums.count / len(offsets)).astype(jnp.int32)
+    seen = jnp.round(sums.count / len(offsets)).astype(jnp.int32)
     now = (seen[:, None] + jnp.arange(new)) % _PERIOD  # [B new]
     exact = jax.lax.Precision.HIGHEST
 

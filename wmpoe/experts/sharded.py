@@ -105,7 +105,8 @@ def shard(denoiser: expert.Denoiser, mesh: jax.sharding.Mesh) -> expert.Denoiser
     A denoiser that gives what `denoiser` gives up to rounding.
 
   Raises:
-    ValueError: if 'data' does not divide the episodes.
+    ValueError: if 'data' does not divide the episodes, or is larger than 1 where a branch is no
+      network: which of its arrays have an episode axis is not known.
   """
   if not isinstance(denoiser, composition.Composed):
     return denoiser
@@ -115,13 +116,19 @@ def shard(denoiser: expert.Denoiser, mesh: jax.sharding.Mesh) -> expert.Denoiser
     slots.setdefault(id(branch), []).append(slot)
   unique = [branches[found[0]] for found in slots.values()]
   batch = _episodes(unique)
+  others = [type(b).__name__ for b in unique if not isinstance(b, expert.NetworkDenoiser)]
+  if others and sharding.axis_size(mesh, 'data') > 1:
+    raise ValueError(
+        f"The mesh spreads episodes over data={sharding.axis_size(mesh, 'data')}, but the branches "
+        f'{", ".join(others)} do not say which of their arrays have an episode axis; expected '
+        'denoisers of `expert.bind`. Use a mesh with data=1, or none.')
   sharding.check_divides(mesh, 'data', batch, 'The number of episodes')
   places = sharding.axis_size(mesh, 'expert')
   assigned: list[list[expert.Denoiser]] = [[] for _ in range(places)]
   for branch in sorted(unique, key=_work, reverse=True):  # each to the device with least to do
     min(assigned, key=lambda mine: sum(map(_work, mine))).append(branch)
   shared, own, described = _lay_out(
-      [[(tuple(slots[id(b)]), b) for b in mine] for mine in assigned], batch)
+      [[(tuple(slots[id(b)]), b) for b in mine] for mine in assigned])
   # Each device takes its own rows out of what all have: nothing is sent.
   shared, own = jax.shard_map(
       lambda *rows: jax.lax.switch(
@@ -159,14 +166,13 @@ def _work(branch: expert.Denoiser) -> float:
   return float(math.prod(network.grid) * network.depth * network.width**2)
 
 
-def _of_episodes(path: Sequence[Any], leaf: jax.Array, batch: int) -> bool:
-  """Whether a leaf has an episode axis: everything but parameters that begins with one."""
-  names = [getattr(key, 'name', None) for key in path]
-  return 'params' not in names and jnp.ndim(leaf) > 0 and jnp.shape(leaf)[0] == batch
+def _of_episodes(path: Sequence[Any], branch: expert.Denoiser) -> bool:
+  """Whether a leaf has an episode axis: all of a network's have but its parameters."""
+  return isinstance(branch, expert.NetworkDenoiser) and path[0].name != 'params'
 
 
 def _lay_out(
-    assigned: Sequence[Sequence[tuple[tuple[int, ...], expert.Denoiser]]], batch: int
+    assigned: Sequence[Sequence[tuple[tuple[int, ...], expert.Denoiser]]]
 ) -> tuple[list[_Rows], list[_Rows], tuple[_Branches, ...]]:
   """The leaves of what is to become [K ...] and [K B ...], and how to get the branches back.
 
@@ -185,7 +191,7 @@ def _lay_out(
       flat, tree = jax.tree_util.tree_flatten_with_path(branch)
       for path, leaf in flat:
         if id(leaf) not in known:
-          of_episodes, array = _of_episodes(path, leaf, batch), jnp.asarray(leaf)
+          of_episodes, array = _of_episodes(path, branch), jnp.asarray(leaf)
           kind = of_episodes, array.shape, array.dtype
           if (kind, counts[kind]) not in places:
             places[kind, counts[kind]] = of_episodes, len(arrays[of_episodes])

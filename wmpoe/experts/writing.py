@@ -11,6 +11,7 @@ import chex
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from wmpoe.data import episode
@@ -19,7 +20,7 @@ from wmpoe.experts import objective as objective_lib
 from wmpoe.networks import embeddings
 from wmpoe.networks import lora as lora_lib
 
-_GOLDEN = 0.6180339887498949  # its multiples mod 1 fill the unit interval evenly
+_GOLDEN = np.uint32(2654435769)  # of 2^32; its multiples mod 1 fill the unit interval evenly
 
 
 @struct.dataclass
@@ -99,8 +100,8 @@ def append(history: History, observation: episode.Observation) -> History:
 
   def put(old, x):
     old = jnp.roll(old, -overflow, axis=0)
-    start = (history.length - overflow,) + (0,) * (old.ndim - 1)
-    return jax.lax.dynamic_update_slice(old, x.astype(old.dtype), start)
+    return jax.lax.dynamic_update_slice_in_dim(
+        old, x.astype(old.dtype), history.length - overflow, axis=0)
 
   return History(
       frames=put(history.frames, observation.frames),
@@ -123,7 +124,8 @@ def starts(offset: chex.Array, draw: chex.Array, length: chex.Array, target: int
     length: Frames in the history.
     target: Target frames of a sub-clip.
   """
-  u = jnp.mod(offset + jnp.asarray(draw, jnp.float32) * _GOLDEN, 1.0)
+  turns = jnp.asarray(draw).astype(jnp.uint32) * _GOLDEN  # wraps around exactly, however many
+  u = jnp.mod(offset + turns.astype(jnp.float32) / 2.0**32, 1.0)
   positions = length + target - 1
   return jnp.clip((u * positions).astype(jnp.int32), max=positions - 1) - (target - 1)
 

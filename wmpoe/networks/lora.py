@@ -12,6 +12,7 @@ LoRA of growing rank comes to: finetuning. It is always merged.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import chex
@@ -104,7 +105,7 @@ class LoraSpec:
     full: Whole updates of the targets; the rank is not used, and the scale is 1.
 
   Raises:
-    ValueError: if the rank is below 1 or no target is named.
+    ValueError: if the rank is below 1, no target is named, or an adapter would always be zero.
   """
 
   rank: int = 32
@@ -118,6 +119,10 @@ class LoraSpec:
       raise ValueError(
           f'LoRA rank {self.rank} must be at least 1. For no adapter leave the long-term memory '
           'out of the model.')
+    if not (math.isfinite(self.alpha * self.table_scale) and self.alpha * self.table_scale):
+      raise ValueError(
+          f'LoRA alpha={self.alpha}, table_scale={self.table_scale}: expected finite numbers other '
+          'than 0, which nothing could be written through. A memory is silenced by its weight.')
     if not self.targets:
       raise ValueError(f'LoRA needs at least one target, for instance {", ".join(TARGETS)}.')
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -77,7 +78,7 @@ def merge(first: live.Session, second: live.Session, *, how: str = 'rewrite') ->
   if how not in HOW:
     raise ValueError(f'Unknown way to merge {how!r}; expected one of {", ".join(HOW)}.')
   identity.check(first.parts, second.parts, where='The second memory')
-  if first.batch != second.batch or list(first.state.memories) != list(second.state.memories):
+  if first.batch != second.batch or set(first.state.memories) != set(second.state.memories):
     raise ValueError(
         f'The first holds {first.batch} episodes of {", ".join(first.state.memories) or "none"}, '
         f'the second {second.batch} of {", ".join(second.state.memories) or "none"}; expected the '
@@ -172,6 +173,11 @@ def _steps(session: live.Session) -> int:
   return int(np.max(session.state.memories[_writer(session)].step))
 
 
+@functools.partial(jax.jit, static_argnames='steps')
+def _fit(memory, state, key, steps):
+  return memory.fit(state, key, steps=steps)
+
+
 def _rewritten(
     session: live.Session, pieces: Sequence[episode.Observation], steps: int
 ) -> live.Session:
@@ -183,8 +189,7 @@ def _rewritten(
   more = steps - int(np.max(state.memories[name].step))
   if more > 0:  # as long as before: it was written in more rounds
     key, use = jax.random.split(key)
-    written = jax.jit(lambda memory, state, key: memory.fit(state, key, steps=more))(
-        model.memories[name], state.memories[name], use)
+    written = _fit(model.memories[name], state.memories[name], use, more)
     state = dataclasses.replace(state, memories={**state.memories, name: written})
   total = sum(piece.frames.shape[1] for piece in pieces)
   return dataclasses.replace(
