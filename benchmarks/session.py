@@ -5,7 +5,8 @@
 
 Session and raw call are timed in turns, so that a busy machine slows both; the overhead is the
 median of the pairs' differences over the median of the raw call. The memory file is of one Memory
-Maze episode, 200 frames observed, long-term memory of rank 16; saving ends with an fsync.
+Maze episode, 200 frames observed, long-term memory of rank 16, and as packaged; saving ends with an
+fsync, loading is into an open session, or with the model.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import pathlib
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import jax
 
@@ -43,6 +45,11 @@ def overhead(live: session.Session, then: episode.Observation, repeats: int) -> 
   actions, poses = (jax.numpy.asarray(x[:, :chunk]) for x in (then.actions, then.poses))
   by_session = lambda: live.imagine(actions, poses)[1]
   raw = lambda: imagine(live.model, live.state, actions, poses, live.key)[1]
+  return in_turns(by_session, raw, repeats)
+
+
+def in_turns(by_session: Any, raw: Any, repeats: int) -> dict[str, float]:
+  """Medians of both, and of what the first takes more, after a run that compiles."""
   for run in (by_session, raw):
     seconds(run)
   pairs = [(seconds(by_session), seconds(raw)) for _ in range(repeats)]
@@ -50,6 +57,14 @@ def overhead(live: session.Session, then: episode.Observation, repeats: int) -> 
   more = statistics.median(s - r for s, r in pairs)
   return {'raw_ms': 1e3 * bare, 'session_ms': 1e3 * statistics.median(s for s, _ in pairs),
           'overhead': more / bare, 'pairs': repeats}
+
+
+def observing(live: session.Session, seen: episode.Observation, repeats: int) -> dict[str, float]:
+  """Eight frames shown through the session, and by the raw jitted call, in turns."""
+  observe, few = jax.jit(world_model.WorldModel.observe), jax.tree.map(lambda x: x[:, :8], seen)
+  by_session = lambda: live.observe(few).state
+  raw = lambda: observe(live.model, live.state, few, live.key)
+  return in_turns(by_session, raw, repeats)
 
 
 def memory_file(live: session.Session, *, history: bool, repeats: int) -> dict[str, float]:
@@ -62,8 +77,9 @@ def memory_file(live: session.Session, *, history: bool, repeats: int) -> dict[s
       live.save(path, history=history)
       save.append(time.perf_counter() - begun)
       load.append(seconds(lambda: session.Session.load(path, live).state))
+    alone = seconds(lambda: session.Session.load(path).state)  # the model, too
     return {'megabytes': path.stat().st_size / 1e6, 'save_ms': 1e3 * statistics.median(save[1:]),
-            'load_ms': 1e3 * statistics.median(load[1:])}
+            'load_ms': 1e3 * statistics.median(load[1:]), 'load_with_model_ms': 1e3 * alone}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,16 +101,23 @@ def main(argv: list[str] | None = None) -> None:
   lora = {**compositions.MEMORY_MAZE['long_term']['lora'], 'rank': _RANK, 'alpha': float(_RANK)}
   maze = session.Session.open('memory_maze', compose={
       'long_term': {**compositions.MEMORY_MAZE['long_term'], 'lora': lora}})
-  maze = maze.observe(episode.stack(bundled.episodes('memory_maze')[:1], stop=200))
+  found = bundled.episodes('memory_maze')[:1]
+  seen, ahead = episode.stack(found, stop=200), episode.stack(found, start=200)
+  maze = maze.observe(seen)
   out['file'] = memory_file(maze, history=False, repeats=repeats)
   out['file_with_history'] = memory_file(maze, history=True, repeats=repeats)
+  packaged = session.Session.open('memory_maze').observe(seen)
+  out['imagine_maze'] = overhead(packaged, ahead, repeats)
+  out['observe_maze'] = observing(packaged, seen, repeats)
+  out['file_as_packaged'] = memory_file(packaged, history=False, repeats=repeats)
+  out['file_as_packaged_with_history'] = memory_file(packaged, history=True, repeats=repeats)
   out['meta'] = results.meta(
       'python benchmarks/session.py' + ' --quick' * options.quick, {'rank': _RANK}, seeds=[0],
       seconds=time.monotonic() - begun)
   whole_file.write(options.out, json.dumps(out, indent=2).encode())
-  for name, found in out.items():
+  for name, row in out.items():
     if name != 'meta':
-      print(f'{name:<26}', '  '.join(f'{k} {v:.3g}' for k, v in found.items()))
+      print(f'{name:<30}', '  '.join(f'{k} {v:.3g}' for k, v in row.items()))
   print(f'wrote {options.out}')
 
 

@@ -83,25 +83,12 @@ def test_bad_requests_are_refused(tmp_path):
     _collect(tmp_path / 'file' / 'out')
 
 
-def test_reading_a_folder(tmp_path):
-  _collect(tmp_path)
-  episodes = folder.EpisodeFolder(tmp_path, action_dim=2)
-  assert len(episodes) == 3
-  assert episodes[1].meta == {'index': 1}
-  assert episodes.spaces['environment'] == 'toy'
-  with pytest.raises(ValueError, match=r'episode_00000\.npz: actions have 2 dimensions'):
-    folder.EpisodeFolder(tmp_path, action_dim=7)[0]
-
-
 def test_reading_no_such_folder(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'spaces\.json does not exist; expected a folder'):
-    folder.EpisodeFolder(tmp_path)
+    folder.read_spaces(tmp_path)
   (tmp_path / 'spaces.json').write_text('{')
   with pytest.raises(ValueError, match=r'spaces\.json is not JSON'):
-    folder.EpisodeFolder(tmp_path)
+    folder.read_spaces(tmp_path)
   (tmp_path / 'spaces.json').write_text(json.dumps({'version': 2}))
   with pytest.raises(ValueError, match=r"spaces\.json is not of 'wmpoe\.episode' version 1"):
-    folder.EpisodeFolder(tmp_path)
-  (tmp_path / 'spaces.json').write_text(json.dumps({'version': 1}))
-  with pytest.raises(FileNotFoundError, match=r'holds no episode_\*\.npz'):
-    folder.EpisodeFolder(tmp_path)
+    folder.read_spaces(tmp_path)

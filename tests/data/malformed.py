@@ -6,6 +6,7 @@
 import contextlib
 import io
 import json
+import pathlib
 import zipfile
 
 import numpy as np
@@ -57,7 +58,7 @@ def _array(rng, array):
 
 
 def episode_file(rng):
-  """The bytes of one malformed episode file; a flipped byte may be harmless, nothing else is."""
+  """The bytes of one malformed episode file, and whether it is: flipped bytes may be harmless."""
   item = good(rng)
   header = {'format': episode.FORMAT, 'version': episode.VERSION, 'meta': item.meta}
   fields = {name: getattr(item, name) for name in ('frames', 'actions', 'poses')}
@@ -66,20 +67,25 @@ def episode_file(rng):
   whole, kind = _archive(members), int(rng.integers(_KINDS))
   at = int(rng.integers(len(members)))
   if kind == 0:
-    return whole[:rng.integers(len(whole))]
+    return whole[:rng.integers(len(whole))], True
   if kind == 1:
     flipped = bytearray(whole)
     for place in rng.integers(len(whole), size=rng.integers(1, 20)):
       flipped[place] = rng.integers(256)
-    return bytes(flipped)
+    return bytes(flipped), False
   if kind == 2:
-    return rng.bytes(int(rng.integers(0, 400)))
+    return rng.bytes(int(rng.integers(0, 400))), True
   if kind == 3:
     cut = int(rng.integers(len(whole)))
-    return whole[:cut] + rng.bytes(int(rng.integers(1, 50))) + whole[cut:]
+    return whole[:cut] + rng.bytes(int(rng.integers(1, 50))) + whole[cut:], False
   if kind == 4:
     name = str(rng.choice(list(fields)))
-    members[list(fields).index(name)] = (f'{name}.npy', _npy(_array(rng, fields[name])))
+    wrong = _array(rng, fields[name])
+    like = lambda: (wrong.dtype, wrong.shape) == (fields[name].dtype, fields[name].shape)
+    while like() and np.isfinite(wrong).all() and (
+        name != 'actions' or np.array_equal(wrong, fields[name])):
+      wrong = _array(rng, fields[name])  # poses may be any numbers, frames any bytes
+    members[list(fields).index(name)] = (f'{name}.npy', _npy(wrong))
   elif kind == 5:
     members[at] = (members[at][0], rng.bytes(int(rng.integers(0, 200))))
   elif kind == 6:  # a header that promises more than there is
@@ -90,7 +96,7 @@ def episode_file(rng):
   elif kind == 7:
     junk = _JUNK[rng.integers(len(_JUNK))]
     key = str(rng.choice(['format', 'version', 'meta']))
-    fine = key == 'meta' and isinstance(junk, dict)
+    fine = key == 'meta' and isinstance(junk, dict) or header[key] == junk
     text = '[' * 9999 if fine else json.dumps({**header, key: junk})
     members[3] = ('meta.npy', _npy(np.frombuffer(text.encode(), np.uint8)))
   elif kind == 8:
@@ -98,10 +104,10 @@ def episode_file(rng):
   elif kind == 9:
     del members[at]
   elif kind == 10:
-    members[at] = (members[at][0].removesuffix('.npy'), members[at][1])
+    members[at] = (members[at][0].replace('.npy', '.bin'), members[at][1])
   else:
-    return _npy(fields['frames']) if rng.random() < 0.5 else _archive([])
-  return _archive(members)
+    return _npy(fields['frames']) if rng.random() < 0.5 else _archive([]), True
+  return _archive(members), True
 
 
 def table_file(rng):
@@ -122,15 +128,17 @@ def table_file(rng):
   return 'json', json.dumps(value).encode()
 
 
-def _run(*arguments):
-  """Exit code and all that was printed by a command."""
-  said = io.StringIO()
-  with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+def _run(root, *arguments):
+  """Exit code and all that was printed by a command, run in a folder that stays empty."""
+  said, here = io.StringIO(), root / 'here' / 'deep'
+  here.mkdir(parents=True, exist_ok=True)
+  with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), contextlib.chdir(here):
     code = cli.main(['wmpoe', 'data', *map(str, arguments)])
   return code, said.getvalue()
 
 
 def _tree(path):
+  assert not pathlib.Path('/evil.npy').exists()
   return {p: p.read_bytes() for p in sorted(path.rglob('*')) if p.is_file()}
 
 
@@ -140,24 +148,28 @@ def check_episodes(root, count, seed=0):
   source.mkdir(parents=True)
   text = json.dumps({'format': episode.FORMAT, 'version': episode.VERSION, **WORLD.to_json()})
   (source / 'spaces.json').write_text(text)
+  sure = []
   for i in range(count):
-    (source / f'episode_{i:05d}.npz').write_bytes(episode_file(rng))
+    content, wrong = episode_file(rng)
+    (source / f'episode_{i:05d}.npz').write_bytes(content)
+    sure += [f'episode_{i:05d}.npz'] * wrong
   for i in (count, count + 1):
     good(rng).save(source / f'episode_{i:05d}.npz')
   before = _tree(root)
-  code, said = _run('validate', f'--source={source}')
+  code, said = _run(root, 'validate', f'--source={source}')
   assert code == 2 and 'Traceback' not in said, said[-2000:]
   refused = [line for line in said.splitlines() if line.startswith('bad: ')]
   named = [f'episode_{i:05d}.npz' for i in range(count)]
   harmless = [n for n in named if not any(n in line for line in refused)]
   assert len(refused) + len(harmless) == count
+  assert not set(sure) & set(harmless), [n for n in sure if n in harmless]
   assert f'{len(refused)} of {count + 2} episodes' in said
   for name in harmless:
     WORLD.check(episode.Episode.load(source / name))
-  code, said = _run('stats', f'--source={source}', f'--workdir={root / "out"}')
+  code, said = _run(root, 'stats', f'--source={source}', f'--workdir={root / "out"}')
   assert code == 0 and 'Traceback' not in said, said[-2000:]
   assert f'{len(harmless) + 2} episodes' in said
-  code, said = _run('preview', f'--source={source}', f'--workdir={root / "out"}')
+  code, said = _run(root, 'preview', f'--source={source}', f'--workdir={root / "out"}')
   assert code == 0 and 'Traceback' not in said, said[-2000:]
   after = _tree(root)
   assert {p for p in after if p not in before} == {
@@ -182,12 +194,12 @@ def check_tables(root, count, seed=0):
   before = _tree(root)
   out = root / 'converted'
   code, said = _run(
-      'convert', '--from=media', '--actions=a,b', f'--source={source}', f'--workdir={out}')
+      root, 'convert', '--from=media', '--actions=a,b', f'--source={source}', f'--workdir={out}')
   assert code == 0 and 'Traceback' not in said, said[-2000:]
   refused = json.loads((out / 'conversion.json').read_text())
   assert refused['episodes'] + len(refused['bad']) == count + 1
   assert f'e{count:05d}' not in refused['bad']
   new = {p for p in _tree(root) if p not in before}
   assert all(p.parent == out for p in new) and len(new) == refused['episodes'] + 2
-  assert _run('validate', f'--source={out}')[0] == 0
+  assert _run(root, 'validate', f'--source={out}')[0] == 0
   return len(refused['bad'])

@@ -113,18 +113,18 @@ def test_ssim_refuses_bad_frames(a, b, error, message):
     metrics.ssim(a, b)
 
 
-def test_nearest_symbol_finds_the_nearest_template():
+def test_errors_of_templates_by_hand():
   templates = _templates()
   tiles = np.stack([templates[2], np.full_like(templates[0], 45), np.full_like(templates[0], 230)])
-  assert metrics.nearest_symbol(tiles[None], templates).tolist() == [[2, 1, 3]]
+  assert metrics.template_mse(tiles[None], templates).argmin(-1).tolist() == [[2, 1, 3]]
   np.testing.assert_allclose(
     metrics.template_mse(tiles[1], templates)[:2], [(45 / 255) ** 2, (35 / 255) ** 2]
   )
 
 
-def test_nearest_symbol_refuses_templates_of_another_size():
+def test_tiles_refuse_templates_of_another_size():
   with pytest.raises(ValueError, match=r'tiles\[2, 2, 3\] and templates\[4, 4, 4, 3\]'):
-    metrics.nearest_symbol(np.zeros((2, 2, 3), np.uint8), _templates(size=4))
+    metrics.template_mse(np.zeros((2, 2, 3), np.uint8), _templates(size=4))
 
 
 def test_card_recall_looks_at_the_right_tile_of_the_right_frame():

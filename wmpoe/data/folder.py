@@ -193,30 +193,3 @@ def report(paths: Sequence[pathlib.Path], bad: Mapping[pathlib.Path, str]) -> st
   """How many files are good, and every bad one by name with what is wrong."""
   lines = [f'{len(paths)} episodes, {len(bad)} bad files left out']
   return '\n'.join([*lines, *(f'  {message}' for message in bad.values())])
-
-
-class EpisodeFolder:
-  """Random access to the episodes of a folder, for grain; each is validated when read."""
-
-  def __init__(self, folder: str | os.PathLike[str], **expected: Any):
-    """Lists a folder written by `collect`, or by a converter.
-
-    Args:
-      folder: the folder.
-      **expected: what the reader needs, see `validate`.
-
-    Raises:
-      FileNotFoundError: no spaces.json, or no episode.
-      ValueError: a damaged spaces.json.
-    """
-    self.spaces = read_spaces(folder)
-    self._expected = expected
-    self.paths = files(folder)
-    if not self.paths:
-      raise FileNotFoundError(f'{folder} holds no episode_*.npz; collect some first.')
-
-  def __len__(self) -> int:
-    return len(self.paths)
-
-  def __getitem__(self, index: Any) -> episode.Episode:
-    return episode.Episode.load(self.paths[index], **self._expected)

@@ -38,11 +38,6 @@ class Policy(Protocol):
 # ------------------------------------------------------------------------------------------- paths
 
 
-def free_cells(layout: np.ndarray) -> list[Cell]:
-  """All (x, y) that are free in layout [N N]."""
-  return [(int(x), int(y)) for y, x in np.argwhere(layout > 0)]
-
-
 def distances(
     layout: np.ndarray, start: Cell, *, avoid: Sequence[Cell] = ()) -> np.ndarray:
   """Steps between neighbouring cells from `start` to every cell: int [N N], -1 if out of reach.

@@ -243,23 +243,6 @@ def template_mse(tiles: np.ndarray, templates: np.ndarray) -> np.ndarray:
   return np.stack(errors, axis=-1)
 
 
-def nearest_symbol(tiles: np.ndarray, templates: np.ndarray) -> np.ndarray:
-  """Returns the index of the template nearest to each tile in mean squared error.
-
-  Args:
-    tiles: [... h w 3], uint8 or float in [0, 1].
-    templates: [K h w 3], uint8 or float in [0, 1].
-
-  Returns:
-    int64 [...], in [0, K); the lowest index wins a tie.
-
-  Raises:
-    TypeError: See `template_mse`.
-    ValueError: See `template_mse`.
-  """
-  return np.argmin(template_mse(tiles, templates), axis=-1)
-
-
 def event_tiles(
   frames: np.ndarray, frame: np.ndarray, *, tile: np.ndarray, grid: int
 ) -> np.ndarray:

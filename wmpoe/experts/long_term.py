@@ -32,7 +32,7 @@ class LongTermState:
 
   Attributes:
     lora: Adapters.
-    opt_state: Optimiser states; writing goes on where it stopped.
+    opt_state: Optimiser states; writing goes on where it stopped. Empty where no steps are taken.
     history: Frames written so far (the newest `capacity` of them).
     step: [B] inner steps done.
     sums: Of the place field's regression, if it is solved for.
@@ -87,7 +87,7 @@ class LongTerm:
     """Empty memories for `batch` episodes."""
     one = LongTermState(
         lora=self.lora_init,
-        opt_state=self.optimizer.init(self.lora_init),
+        opt_state=self.optimizer.init(self.lora_init) if self.writing.steps else (),
         history=writing_lib.empty_history(
             self.writing.capacity, self.model.network.frame_shape, self.action_dim, self.pose_dim,
             self.model.codec.dtype),
@@ -127,7 +127,15 @@ class LongTerm:
   def fit(
       self, state: LongTermState, key: chex.PRNGKey, steps: int | None = None
   ) -> LongTermState:
-    """Runs inner steps on the histories as they are; in pieces or at once gives the same."""
+    """Runs inner steps on the histories as they are; in pieces or at once gives the same.
+
+    Raises:
+      ValueError: if steps are asked of a memory that takes none, `Writing.steps=0`.
+    """
+    if steps and not self.writing.steps:
+      raise ValueError(
+          f'fit got steps={steps}; this memory has Writing.steps=0, and so no optimiser state. Make '
+          'it with at least one step.')
     batch = state.step.shape[0]
     keys = jax.random.split(key, batch) if key.ndim == 0 else key
     lora, opt_state, losses = writing_lib.fit(
@@ -217,7 +225,7 @@ def create(
 
   Raises:
     ValueError: for an unknown baseline, reading or LoRA target, a regression of what the base does
-      not read, or no inner steps where nothing is solved for.
+      not read, no inner steps where nothing is solved for, or a balance of latents.
   """
   expert.check_baseline(baseline, BASELINES)
   if reading not in READINGS:
@@ -225,6 +233,10 @@ def create(
   if regression is None and not writing.steps:
     raise ValueError(
         'Writing.steps=0 and no regression: nothing would be written. Take at least one step.')
+  if writing.balance and model.codec.dtype != jnp.uint8:
+    raise ValueError(
+        f'Writing.balance={writing.balance} counts patches of frames that look alike, which is '
+        'measured in pixels; this base works in latents. Leave it at 0.')
   if regression is not None:
     _check_regression(regression, params, spec)
   return LongTerm(
