@@ -131,12 +131,13 @@ def test_a_place_field_is_solved_for_where_the_base_is_the_spatial_experts_netwo
   assert memory.regression.model == spatial.model
   settings = compositions.MEMORY_MAZE['long_term']
   env = packaged.card(packaged.find('memory_maze_spatial'))['config']['env']
-  further = zoo.long_term(
-      {**settings, 'regression': {**settings['regression'], 'steps': 7}}, world.base, env, spatial)
+  further = recipes.long_term(
+      {**settings, 'regression': {**settings['regression'], 'steps': 7}}, world.base, spatial,
+      **zoo.dimensions(env))
   assert further.regression is not None and further.writing.steps == 7
   # Without a reader, or where it is not asked for, the field is trained.
   for described, reader in ((settings, None), ({**settings, 'regression': {}}, spatial)):
-    trained = zoo.long_term(described, world.base, env, reader)
+    trained = recipes.long_term(described, world.base, reader, **zoo.dimensions(env))
     assert trained.regression is None and trained.writing.steps == 100
 
 

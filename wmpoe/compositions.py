@@ -3,6 +3,8 @@
 Chosen on validation episodes, never on those reported.
 """
 
+from collections.abc import Mapping
+import copy
 from typing import Any
 
 from wmpoe.experts import place_field
@@ -71,3 +73,13 @@ MEMORY_MAZE_FEWER = {
     'long_term+spatial': {'long_term': 0.1, 'spatial': 1.75},
 }
 COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
+# Where no pose says where a frame was seen, layers are adapted and no table keyed by place.
+WITHOUT_PLACES = {'rank': 32, 'alpha': 32.0, 'targets': [*lora.TARGETS]}
+
+
+def of(env: Mapping[str, Any]) -> dict[str, Any]:
+  """How experts of an environment are composed if nothing else is said; own data as mazes are."""
+  composed = copy.deepcopy(COMPOSED.get(env['name'], MEMORY_MAZE))
+  if env.get('poses', {}).get('kind', 'planar') != 'planar':
+    composed['long_term']['lora'].update(WITHOUT_PLACES)
+  return composed

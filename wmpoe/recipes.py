@@ -1,16 +1,22 @@
-"""How experts are sampled, trained and written: samplers, optimisers, objectives of descriptions.
+"""How experts are sampled, trained and written: samplers, optimisers, objectives, long-term memory.
 
 See `zoo` for the experts themselves.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
+import jax
 import optax
 
 from wmpoe.diffusion import samplers
+from wmpoe.experts import base as base_lib
+from wmpoe.experts import key_frames
+from wmpoe.experts import long_term as long_term_lib
 from wmpoe.experts import objective as objective_lib
+from wmpoe.experts import place_field
 from wmpoe.experts import writing as writing_lib
 from wmpoe.networks import lora as lora_lib
 
@@ -79,3 +85,35 @@ def lora_spec(description: Description) -> lora_lib.LoraSpec:
   """Rank, scale and targets; reads 'lora'."""
   options = dict(description['lora'])
   return lora_lib.LoraSpec(**{**options, 'targets': tuple(options['targets'])})
+
+
+def long_term(
+    description: Description, base: base_lib.Base, spatial: key_frames.Posed | None = None, *,
+    action_dim: int, pose_dim: int,
+) -> long_term_lib.LongTerm:
+  """The long-term memory of a base; reads 'lora', 'writing', 'baseline', 'reading', 'regression'.
+
+  Nothing of it is trained beforehand: it is the base's own weights and a way of writing them.
+
+  Args:
+    description: The entries named above. Of 'regression', 'steps' are the inner steps after it, in
+      place of those of 'writing', the others are those of `place_field.Regression`; an empty one or
+      None trains the field.
+    base: The base.
+    spatial: The spatial memory that is one network with the base. Without it there is nothing to
+      regress on, and the field is trained.
+    action_dim: A.
+    pose_dim: P.
+  """
+  how, spec, regression = writing(description), lora_spec(description), None
+  options = dict(description.get('regression') or {})
+  if options and spatial is not None:
+    how = dataclasses.replace(how, steps=options.pop('steps'))
+    views = tuple(tuple(view) for view in options.pop('views'))
+    regression = place_field.Regression(
+        params={'encoder': spatial.params['encoder'], 'map_embed': base.params['map_embed']},
+        model=spatial.model, rank=spec.rank, views=views, **options)
+  return long_term_lib.create(
+      jax.random.key(0), base.model, base.params, action_dim=action_dim, pose_dim=pose_dim,
+      spec=spec, optimizer=optimizer(description['writing']['optimizer']), writing=how,
+      regression=regression, baseline=description['baseline'], reading=description['reading'])

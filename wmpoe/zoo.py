@@ -5,7 +5,6 @@ expert can be rebuilt years later from its card alone.
 """
 
 from collections.abc import Mapping
-import dataclasses
 import functools
 import os
 import pathlib
@@ -29,8 +28,6 @@ from wmpoe.experts import base as base_lib
 from wmpoe.experts import composition
 from wmpoe.experts import expert
 from wmpoe.experts import key_frames
-from wmpoe.experts import long_term as long_term_lib
-from wmpoe.experts import place_field
 from wmpoe.experts import point_maps as point_maps_lib
 from wmpoe.experts import short_term as short_term_lib
 from wmpoe.experts import spatial as spatial_lib
@@ -179,37 +176,6 @@ def point_maps(
       camera=warping.Camera(**options), count=count)
 
 
-def long_term(
-    description: Description, base: base_lib.Base, env: Description,
-    spatial: key_frames.Posed | None = None,
-) -> long_term_lib.LongTerm:
-  """The long-term memory of a base; reads 'lora', 'writing', 'baseline', 'reading', 'regression'.
-
-  Nothing of it is trained beforehand: it is the base's own weights and a way of writing them.
-
-  Args:
-    description: The entries named above. Of 'regression', 'steps' are the inner steps after it, in
-      place of those of 'writing', the others are those of `place_field.Regression`; an empty one or
-      None trains the field.
-    base: The base.
-    env: Its environment.
-    spatial: The spatial memory that is one network with the base. Without it there is nothing to
-      regress on, and the field is trained.
-  """
-  how, spec, regression = recipes.writing(description), recipes.lora_spec(description), None
-  options = dict(description.get('regression') or {})
-  if options and spatial is not None:
-    how = dataclasses.replace(how, steps=options.pop('steps'))
-    views = tuple(tuple(view) for view in options.pop('views'))
-    regression = place_field.Regression(
-        params={'encoder': spatial.params['encoder'], 'map_embed': base.params['map_embed']},
-        model=spatial.model, rank=spec.rank, views=views, **options)
-  return long_term_lib.create(
-      jax.random.key(0), base.model, base.params, **dimensions(env), spec=spec,
-      optimizer=recipes.optimizer(description['writing']['optimizer']), writing=how,
-      regression=regression, baseline=description['baseline'], reading=description['reading'])
-
-
 def shapes(description: Description) -> Any:
   """The tree of shapes an expert's parameters must have; checks a file before it is used."""
   kind, dims = description['expert'], dimensions(description['env'])
@@ -285,9 +251,9 @@ def build(
       'low' and 'high' log-SNR between which an expert has its weight), 'baselines' (by name: 'base'
       instead of an expert's own), 'short_term', the last 'frames' that a joint network reads where
       no short-term expert is given, 'spatial', the 'frames' it holds, and 'long_term', the base's
-      long-term memory (see `long_term`; its 'field' is how many keys of places it writes to, where
-      a base has any), or None for none; 'follows', the memories that imagined frames are written
-      into, the short-term one if it is not given.
+      long-term memory (see `recipes.long_term`; its 'field' is how many keys of places it writes
+      to, where a base has any), or None for none; 'follows', the memories that imagined frames are
+      written into, the short-term one if it is not given.
     latents: The latent space the experts work in, if they do.
 
   Raises:
@@ -331,8 +297,8 @@ def build(
   elif joint and compose.get('short_term'):
     memories['short_term'] = spatial.replace(capacity=compose['short_term']['frames'])
   if compose['long_term'] is not None:
-    memories['long_term'] = long_term(
-        compose['long_term'], base, env, spatial if joint else None)
+    memories['long_term'] = recipes.long_term(
+        compose['long_term'], base, spatial if joint else None, **dimensions(env))
   if spatial is not None:
     memories['spatial'] = spatial
   for name, baseline in compose.get('baselines', {}).items():
@@ -364,34 +330,55 @@ def _with_field(params: Any, description: Description, features: int) -> tuple[A
       {**description, 'model': {**description['model'], 'pose_code': code}})
 
 
-def load(name: str = 'cards', *, compose: Description | None = None) -> world_model.WorldModel:
-  """The packaged world model of that name with all its experts.
+def load_files(
+    files: Mapping[str, str | os.PathLike[str]], *, compose: Description | None = None,
+    autoencoder: str | os.PathLike[str] | None = None,
+) -> world_model.WorldModel:
+  """A world model out of experts' files, such as `train --package` writes.
 
   Args:
-    name: 'cards' or 'memory_maze'.
-    compose: Overrides of `compositions.CARDS` or `compositions.MEMORY_MAZE` ('rule', 'weights',
-      'sampler', 'num_steps', 'long_term', 'follows').
+    files: `{name: file}` with 'base' and any of 'short_term', 'spatial'; see `build`.
+    compose: Overrides of `compositions.of` their environment ('rule', 'weights', 'sampler',
+      'num_steps', 'long_term', 'follows').
+    autoencoder: The file of their latent space, if they work in one.
+
+  Raises:
+    ValueError: for files that are none of these, do not belong together, or work in other latents.
+    FileNotFoundError: if a file is not there.
+  """
+  experts, latents, encoder = {}, None, None
+  if autoencoder:
+    latents, _ = load_latent_space(autoencoder)
+    encoder = encoder_hash(latents)
+  for name, file in files.items():
+    params, about = load_expert(file)
+    experts[name] = params, about['config']
+    given = about['config'].get('encoder_sha256')
+    if given != encoder:
+      said = lambda digest: f'latents of {digest[:12]}...' if digest else 'pixels'
+      raise ValueError(
+          f"'{file}' works in {said(given)}, autoencoder={autoencoder!r} gives {said(encoder)}; "
+          'expected the autoencoder it was trained with.')
+  env = next((described['env'] for _, described in experts.values()), {'name': ''})
+  return build(experts, {**compositions.of(env), **(compose or {})}, latents)
+
+
+def load(name: str = 'cards', *, compose: Description | None = None) -> world_model.WorldModel:
+  """The packaged world model of that name, 'cards' or 'memory_maze', with all its experts.
+
+  Args:
+    name: Its name.
+    compose: Overrides of how it is composed, see `load_files`.
 
   Raises:
     ValueError: if no experts of that name are packaged.
   """
-  found = [kind for kind in TRAINED if f'{name}_{kind}' in packaged.names()]
-  if name not in compositions.COMPOSED or not found:
-    known = [n for n in compositions.COMPOSED
-             if any(f'{n}_{kind}' in packaged.names() for kind in TRAINED)]
+  there = lambda name: [kind for kind in TRAINED if f'{name}_{kind}' in packaged.names()]
+  if name not in compositions.COMPOSED or not there(name):
     raise ValueError(
-        f'No packaged world model is named {name!r}. There are: {", ".join(known) or "none"}.')
-  experts = {}
-  for kind in found:
-    params, card = load_expert(f'{name}_{kind}')
-    experts[kind] = (params, card['config'])
-  latents = None
-  if f'{name}_autoencoder' in packaged.names():
-    latents, _ = load_latent_space(f'{name}_autoencoder')
-    encoder = encoder_hash(latents)
-    for kind, (_, described) in experts.items():
-      if described['encoder_sha256'] != encoder:
-        raise ValueError(
-            f'{name}_{kind} was trained on latents of another encoder than the packaged one '
-            f'({described["encoder_sha256"][:12]}... against {encoder[:12]}...).')
-  return build(experts, {**compositions.COMPOSED[name], **(compose or {})}, latents)
+        f'No packaged world model is named {name!r}. There are: '
+        f'{", ".join(filter(there, compositions.COMPOSED)) or "none"}.')
+  space = f'{name}_autoencoder'
+  return load_files(
+      {kind: f'{name}_{kind}' for kind in there(name)}, compose=compose,
+      autoencoder=space if space in packaged.names() else None)

@@ -24,6 +24,7 @@ from wmpoe.data import spaces
 from wmpoe.data.sources import rollouts
 from wmpoe.evaluation import results
 from wmpoe.experts import objective
+from wmpoe.session import memory_file
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _GUIDE = (_ROOT / 'docs' / 'own_data.md').read_text(encoding='utf-8')
@@ -130,8 +131,11 @@ def test_the_guide_from_recording_to_report(recorded, wmpoe, monkeypatch):
   monkeypatch.chdir(recorded)
   commands = _commands()
   assert [c[0] for c in commands] == [
-      *['data'] * 4, 'train', 'encode', 'encode', 'train', 'eval', 'train', 'train', 'eval']
+      *['data'] * 4, 'train', 'encode', 'encode', 'train', 'eval', 'memory', 'train', 'train',
+      'eval']
   for command in commands:
+    if command[0] == 'memory':
+      _use()
     done = wmpoe(*command, *_tiny(command))
     assert done.code == 0, (command, done.err)
     assert 'Traceback' not in done.err
@@ -140,6 +144,7 @@ def test_the_guide_from_recording_to_report(recorded, wmpoe, monkeypatch):
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
   assert out['arms']['spatial']['psnr']['n'] == 2
   assert out['meta']['config']['env']['environment'] == 'Room'
+  assert memory_file.card('less.npz')['observed'] == [4]
   by_depth = results.read(recorded / 'outputs' / 'own_points' / 'revisit.json')['arms']
   assert {'spatial', 'spatial_depth', 'all', 'copy_warped'} <= set(by_depth)
   assert by_depth['spatial_depth']['psnr'] != by_depth['spatial']['psnr']
@@ -170,6 +175,18 @@ def test_the_guide_from_recording_to_report(recorded, wmpoe, monkeypatch):
   depth = next(c for c in commands if c[:2] == ['train', '--config=configs/own_data.py:depth'])
   done = wmpoe(*depth, '--workdir=runs/none', *_tiny(depth))
   assert done.code == 2 and f'{kept.stem} has no depth; expected it in all episodes' in done.err
+
+
+def _use():
+  """The guide's python that uses what was trained."""
+  code, = (block for block in re.findall(r'```python\n(.*?)```', _GUIDE, flags=re.DOTALL)
+           if 'load_files' in block)
+  names = {}
+  exec(code, names)
+  assert names['frames'].shape == (1, 8, 16, 16, 3)
+  assert names['again'].observed.tolist() == [6]
+  with pytest.raises(ValueError, match=r'works in latents of .*, autoencoder=None gives pixels'):
+    zoo.load_files({'spatial': 'spatial.npz'})
 
 
 def test_what_is_for_other_worlds_says_so(wmpoe):

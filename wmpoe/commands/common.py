@@ -13,8 +13,10 @@ import ml_collections
 from ml_collections import config_flags
 
 from wmpoe import multihost
+from wmpoe import packaged
 from wmpoe import sharding
 from wmpoe import whole_file
+from wmpoe import zoo
 
 _EXAMPLE = 'configs/cards.py:base'
 
@@ -167,3 +169,21 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return [simple(v) for v in value] if isinstance(value, (tuple, list)) else value
 
   return simple(config.to_dict())
+
+
+def experts_of(experts: str, world: str) -> dict[str, str]:
+  """Files of the experts the user named, or names of the packaged ones, by expert.
+
+  Raises:
+    ValueError: for an item that is not name=file.
+  """
+  if not experts:
+    names = {kind: f'{world}_{kind}' for kind in zoo.TRAINED}
+    return {kind: name for kind, name in names.items() if name in packaged.names()}
+  files = {}
+  for item in experts.split(','):
+    name, _, path = item.partition('=')
+    if not path:
+      raise ValueError(f'--experts got {item!r}; expected name=file, comma separated.')
+    files[name] = path
+  return files

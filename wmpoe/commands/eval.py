@@ -29,7 +29,6 @@ from absl import flags as absl_flags
 import jax
 
 from wmpoe import multihost
-from wmpoe import packaged
 from wmpoe import world_model
 from wmpoe import zoo
 from wmpoe.commands import common
@@ -76,24 +75,6 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   define('list', 'steps', ['20', '50', '100', '250'], 'Inner steps of the protocol steps.')
 
 
-def files_of(experts: str, world: str) -> dict[str, str]:
-  """Files of the experts the user named, or names of the packaged ones, by expert.
-
-  Raises:
-    ValueError: for an item that is not name=file.
-  """
-  if not experts:
-    names = {kind: f'{world}_{kind}' for kind in zoo.TRAINED}
-    return {kind: name for kind, name in names.items() if name in packaged.names()}
-  files = {}
-  for item in experts.split(','):
-    name, _, path = item.partition('=')
-    if not path:
-      raise ValueError(f'--experts got {item!r}; expected name=file, comma separated.')
-    files[name] = path
-  return files
-
-
 def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldModel:
   """The packaged world model, or one of the files the user named, composed as the config says."""
   compose = description['compose']
@@ -103,16 +84,15 @@ def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldMode
                      'base=base.npz,short_term=short_term.npz,spatial=spatial.npz')
   if not experts:
     return zoo.load(description['env']['name'], compose=compose)
-  files, latents = {}, None
-  for name, path in files_of(experts, description['env']['name']).items():
-    params, card = zoo.load_expert(path)
-    files[name] = (params, card['config'])
-    if own and card['config']['env'] != description['env']:
-      raise ValueError(f"{path} was trained on {card['config']['env']}; the episodes are of "
-                       f"{description['env']}.")
-  if isinstance(description.get('autoencoder'), str) and description['autoencoder']:
-    latents, _ = zoo.load_latent_space(description['autoencoder'])
-  return zoo.build(files, compose, latents)
+  files = common.experts_of(experts, description['env']['name'])
+  for path in files.values():
+    trained = zoo.card(path)['config'].get('env')
+    if own and trained != description['env']:
+      raise ValueError(
+          f"{path} was trained on {trained}; the episodes are of {description['env']}.")
+  space = description.get('autoencoder')
+  return zoo.load_files(
+      files, compose=compose, autoencoder=space if isinstance(space, str) else None)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -243,8 +223,8 @@ def _maze(
   facts: dict[str, Any] = {}
   training: dict[str, budgets.Runs] = {}
   if protocol in _SHARED:
-    training = budgets.of_model(
-        files_of(flags.experts, description['env']['name']), model.memories, setting['odometry'])
+    files = common.experts_of(flags.experts, description['env']['name'])
+    training = budgets.of_model(files, model.memories, setting['odometry'])
   if protocol in _SHARED and not own:
     baselines, facts['training'], facts['left_out'] = maze_baselines.load(
         setting, description['env'], zoo.encoder_hash(model.latents))

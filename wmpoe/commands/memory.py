@@ -6,7 +6,8 @@ python -m wmpoe memory merge FILE FILE --how=average  one memory out of two of t
 python -m wmpoe memory fork FILE --branch=1           a copy that dreams of its own
 python -m wmpoe memory forget FILE --frames=10:30     without a span of the frames observed
 
-merge and forget load the packaged model the memory is for. `--how=rewrite` and forget need files
+merge and forget load the packaged model the memory is for, or with --experts and --autoencoder
+yours. `--how=rewrite` and forget need files
 that were saved with their history; they write all memories anew from it.
 """
 
@@ -18,6 +19,8 @@ import time
 from absl import flags as absl_flags
 
 from wmpoe import whole_file
+from wmpoe import world_model
+from wmpoe import zoo
 from wmpoe.commands import common
 from wmpoe.session import edits
 from wmpoe.session import live
@@ -41,6 +44,11 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
       'how', 'rewrite', edits.HOW, 'How merge combines what was written into weights.',
       flag_values=flags)
   absl_flags.DEFINE_integer('branch', 1, 'Number of the fork, any.', flag_values=flags)
+  absl_flags.DEFINE_string(
+      'experts', '', 'Files of the experts the memory is for, if yours: name=file,name=file with '
+      'names base, short_term, spatial.', flag_values=flags)
+  absl_flags.DEFINE_string(
+      'autoencoder', '', 'File of their latent space, if they have one.', flag_values=flags)
   absl_flags.DEFINE_string(
       'frames', '', 'Span to forget, A:B, counted from the first frame observed.',
       flag_values=flags)
@@ -124,7 +132,7 @@ def _diff(first: str, second: str) -> str:
 
 
 def _merge(files: Sequence[str], out: pathlib.Path, flags: absl_flags.FlagValues) -> None:
-  first = live.Session.load(files[0])
+  first = live.Session.load(files[0], _model(flags))
   second = live.Session.load(files[1], first)
   merged = _timed(lambda: edits.merge(first, second, how=flags.how))
   merged.save(out, history=flags.how == 'rewrite')
@@ -138,8 +146,14 @@ def _forget(files: Sequence[str], out: pathlib.Path, flags: absl_flags.FlagValue
   start, colon, stop = flags.frames.partition(':')
   if not (colon and start.isdigit() and stop.isdigit()):
     raise ValueError(f'--frames={flags.frames!r}: expected a span such as --frames=10:30.')
-  session = live.Session.load(files[0])
+  session = live.Session.load(files[0], _model(flags))
   _timed(lambda: edits.forget(session, int(start), int(stop))).save(out, history=True)
+
+
+def _model(flags: absl_flags.FlagValues) -> world_model.WorldModel | None:
+  if not flags.experts:
+    return None
+  return zoo.load_files(common.experts_of(flags.experts, ''), autoencoder=flags.autoencoder)
 
 
 def _timed(make: Callable[[], live.Session]) -> live.Session:

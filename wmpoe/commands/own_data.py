@@ -4,10 +4,10 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any
 
+from wmpoe import compositions
 from wmpoe import zoo
 from wmpoe.data import inspection
 from wmpoe.data import latents
-from wmpoe.networks import lora
 
 NAME = 'own_data'
 
@@ -38,8 +38,7 @@ def fit(description: dict[str, Any], folder: str | None) -> None:
   spaces = zoo.environment(description['env'])
   planar = spaces.poses.kind == 'planar'
   if 'compose' in description and not planar and description['compose'].get('long_term'):
-    description['compose']['long_term']['lora'].update(
-        rank=32, alpha=32.0, targets=list(lora.TARGETS))
+    description['compose']['long_term']['lora'].update(compositions.WITHOUT_PLACES)
   if description.get('expert') in ('spatial', 'odometry') and not planar:
     raise ValueError(
         f'{folder}: poses are of kind {spaces.poses.kind!r}, the {description["expert"]} expert '

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wmpoe import packaged
+from wmpoe import recipes
 from wmpoe import zoo
 from wmpoe.experts import base as base_lib
 from wmpoe.experts import history_guidance
@@ -31,7 +32,7 @@ def load(
   Args:
     setting: The config's `protocol`: 'baselines', by kind a file or packaged name, '' for the
       packaged one if there is one that fits; 'guidance', by arm the 'windows' and 'strengths' of
-      history guidance; 'absolute', how LoRA is written, as `zoo.long_term` reads it.
+      history guidance; 'absolute', how LoRA is written, as `recipes.long_term` reads it.
     env: The environment they must be trained on.
     encoder: `zoo.encoder_hash` of the latents they must be trained on.
 
@@ -87,7 +88,7 @@ def _memories(
         params=params, model=model, baseline='base', pose_dim=dims['pose_dim'])}
   if kind == 'absolute':
     base = base_lib.Base(params=params, model=model)
-    return {'spatial_absolute': zoo.long_term(setting[kind], base, described['env'])}
+    return {'spatial_absolute': recipes.long_term(setting[kind], base, **dims)}
   return {
       arm: history_guidance.HistoryGuidance(
           params=params, model=model, windows=tuple(map(tuple, guided['windows'])),

@@ -32,7 +32,7 @@ class LongTermState:
 
   Attributes:
     lora: Adapters.
-    opt_state: Optimiser states; writing goes on where it stopped. Empty where no steps are taken.
+    opt_state: Optimiser states; writing goes on where it stopped. Empty if no steps are taken.
     history: Frames written so far (the newest `capacity` of them).
     step: [B] inner steps done.
     sums: Of the place field's regression, if it is solved for.
@@ -134,8 +134,8 @@ class LongTerm:
     """
     if steps and not self.writing.steps:
       raise ValueError(
-          f'fit got steps={steps}; this memory has Writing.steps=0, and so no optimiser state. Make '
-          'it with at least one step.')
+          f'fit got steps={steps}; this memory has Writing.steps=0, and so no optimiser state. Make'
+          ' it with at least one step.')
     batch = state.step.shape[0]
     keys = jax.random.split(key, batch) if key.ndim == 0 else key
     lora, opt_state, losses = writing_lib.fit(
