@@ -267,6 +267,9 @@ def test_vizdoom_is_recorded_as_the_guide_says(wmpoe, monkeypatch, tmp_path):
   path, = folder.files(tmp_path / 'walks')
   item = episode.Episode.load(path)
   assert item.length >= 260 and item.frames.shape[1:] == (64, 64, 3) and item.actions.shape[1] == 6
+  assert item.depth.shape == item.frames.shape[:-1]
+  # In cells: rooms and corridors are some of them long, and who stands at a wall is near it.
+  assert 0.05 < item.depth.min() < 0.5 and 2 < item.depth.max() < 8
   assert item.frames.any(axis=(1, 2, 3)).all(), 'no black frames'
   # It walks: places differ, steps are short, and a turn to the left is one in the poses, too.
   steps = np.linalg.norm(np.diff(item.poses[:, :2], axis=0), axis=1)

@@ -2,6 +2,7 @@ import pathlib
 import socket
 import sys
 
+import numpy as np
 import pytest
 
 from wmpoe import zoo
@@ -59,6 +60,18 @@ def test_a_memory_is_composed_as_it_is_told(wmpoe, served, tmp_path):
     done = wmpoe('play', '--port=0', f'--memory={memory}', *flags)
     assert done.code == 0, done.err
     assert list(served[-1].dreamer.settings.weights) == weights
+
+
+def test_the_simulator_is_a_reality_to_walk_in(wmpoe, served, monkeypatch, simulator):
+  monkeypatch.setattr(zoo, 'load', lambda name, compose=None: zoo.load_files(
+      {'spatial': f'{name}_spatial'}, compose=compose, autoencoder=f'{name}_autoencoder'))
+  done = wmpoe('play', '--port=0', _MAZE, '--reality=simulator', '--episode=3')
+  assert done.code == 0, done.err
+  world = served[0].dreamer.world
+  assert world.name == 'memory_maze' and not world.can_follow
+  moments = [world.live((key,)) for key in ('left', 'up')]
+  assert moments[0].frame.shape == (60, 60, 3) and moments[0].frame.dtype == np.uint8
+  assert np.any(moments[0].place.pose != moments[1].place.pose)
 
 
 def test_the_config_says_how_it_is_composed(wmpoe, served, monkeypatch):

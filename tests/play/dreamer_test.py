@@ -5,9 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests import small
+from tests.commands import conftest as commands
 from tests.play import conftest
 from wmpoe import session
+from wmpoe.play import dreamer
 from wmpoe.play import protocol
+from wmpoe.play import worlds
 
 
 @pytest.fixture
@@ -21,14 +25,14 @@ def one(make):
   return made
 
 
-def _do(dreamer, what, **args):
-  return dreamer.apply(protocol.Command(what, args))
+def _do(made, what, **args):
+  return made.apply(protocol.Command(what, args))
 
 
-def _dream(dreamer, key='down'):
-  _do(dreamer, 'tap', key=key)
-  events = dreamer.advance()
-  assert not dreamer.wants_step()
+def _dream(made, key='down'):
+  _do(made, 'tap', key=key)
+  events = made.advance()
+  assert not made.wants_step()
   return events[-1]
 
 
@@ -125,6 +129,75 @@ def test_memories_and_films_are_written_to_the_folder_alone(one, tmp_path):
   name = next(iter(loaded.model.memories))
   assert (float(loaded.model.memories[name].weight), loaded.model.num_steps) == (0.25, 3)
   assert dataclasses.asdict(one.settings)['mode'] == 'dream'
+
+
+def test_time_runs_stands_still_and_goes_one_step(one):
+  assert not one.wants_step()
+  _do(one, 'run', on=True)
+  assert one.wants_step()
+  _do(one, 'pause', on=True)
+  assert not one.wants_step()
+  _do(one, 'step')
+  assert one.wants_step()
+  one.advance()
+  assert not one.wants_step() and len(one.hello()['path']) == 1
+  _do(one, 'pause', on=False)
+  assert one.wants_step()
+  _do(one, 'run', on=False)
+  assert not one.wants_step()
+
+
+@pytest.mark.parametrize(('what', 'args'), [
+    ('rule', {'name': 'mean'}), ('sampler', {'name': 'heun'}), ('steps', {'value': 5})])
+def test_how_it_dreams_can_be_set(one, what, args):
+  first = _dream(one)[1]['dream']
+  _do(one, 'rewind', frames=1)
+  usual = one.settings
+  _do(one, what, **args)
+  assert np.any(_dream(one)[1]['dream'] != first)
+  _do(one, 'rewind', frames=1)
+  one.settings = usual
+  np.testing.assert_array_equal(_dream(one)[1]['dream'], first)
+
+
+def test_weights_are_written_and_all_is_forgotten_on_demand(tmp_path):
+  model = commands.Tiny().world('long_term', 'spatial')
+  made = dreamer.Dreamer(
+      session.Session.open(model), worlds.CardsWorld(conftest.ENV, 0), tmp_path, say=str)
+  for key in ('space', 'right', 'space', 'down', 'space', 'left', 'space', 'up'):
+    _do(made, 'tap', key=key)
+    made.advance()
+  memory = lambda: made._session.state.memories['long_term']
+  assert int(memory().step[0]) == 0 and made._unwritten == made.status()['observed'] > 0
+  _do(made, 'write')
+  assert int(memory().step[0]) == model.memories['long_term'].writing.steps
+  assert made._unwritten == 0
+  _do(made, 'forget')
+  assert int(memory().step[0]) == 0 and made.status()['observed'] == 0
+  small.same(made._session.state.memories, model.init(1).memories)
+
+
+def test_reality_is_watched_and_followed(one, monkeypatch):
+  _do(one, 'mode', name='real')
+  before = one.status()['observed']
+  _do(one, 'watch', frames=3)
+  while one.wants_step():
+    one.advance()
+  assert one.status()['observed'] == before + 3
+  walk = worlds.CardsWorld(conftest.ENV, 0)
+  ahead = [walk.live((key,)) for key in ('right', 'down')]
+  monkeypatch.setattr(type(one.world), 'can_follow', True)
+  monkeypatch.setattr(one.world, 'ahead', lambda n: ahead[n - 1] if n <= 2 else None)
+  _do(one, 'mode', name='dream')
+  _do(one, 'follow', on=True)
+  _do(one, 'run', on=True)
+  for moment in ahead:
+    header, pictures = one.advance()[-1]
+    assert header['pose'] == moment.place.pose.tolist()
+    np.testing.assert_array_equal(pictures['truth'], moment.frame)
+  with pytest.raises(ValueError, match='The recording has come to its end'):
+    one.advance()
+  assert not one.wants_step() and not one.settings.follow
 
 
 @pytest.mark.parametrize(('what', 'args', 'message'), [
