@@ -48,6 +48,16 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
       [sys.executable, '-c', code, str(path)], capture_output=True, check=False)
   assert done.returncode == -signal.SIGKILL, done.stderr
   assert path.read_bytes() == b'old'
+  # What it left is swept up by who writes the file next, once nobody can be writing it any more.
+  [left] = tmp_path.glob('.a.npz.*.tmp')
+  whole_file.write(path, b'new')
+  assert left.exists()
+  os.utime(left, (0, 0))
+  other = tmp_path / '.b.npz.0.tmp'
+  other.touch()
+  os.utime(other, (0, 0))
+  whole_file.write(path, b'newer')
+  assert sorted(tmp_path.iterdir()) == [other, path]
 
 
 @pytest.mark.parametrize('path', ['gs://bucket/a.npz', pathlib.Path('gs://bucket/a.npz')])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 import contextlib
+import glob
 import os
 import pathlib
 import re
 import secrets
+import time
 from typing import Any
+
+_ABANDONED = 3600.0  # seconds after which nobody writes to a file any more
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -55,6 +59,7 @@ def write(path: str | os.PathLike[str], content: bytes | Callable[[Any], Any]) -
   temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     with open(temporary, 'xb') as file:
       if callable(content):
         content(file)
@@ -70,3 +75,11 @@ def write(path: str | os.PathLike[str], content: bytes | Callable[[Any], Any]) -
     with contextlib.suppress(OSError):
       temporary.unlink()
   return path
+
+
+def _sweep(path: pathlib.Path) -> None:
+  """Removes what killed runs left of earlier attempts to write a file."""
+  for left in path.parent.glob(f'.{glob.escape(path.name)}.*.tmp'):
+    with contextlib.suppress(OSError):
+      if time.time() - left.stat().st_mtime > _ABANDONED:
+        left.unlink()
