@@ -178,7 +178,9 @@ class WorldModel:
     if not self.with_base:
       contrasts = [c.replace(negative=base) if c.negative is None else c for c in contrasts]
     composed = composition.compose(base if self.with_base else None, contrasts, self.rule)
-    return composed if self.mesh is None else sharded.shard(composed, self.mesh)
+    if self.mesh is not None:
+      return sharded.shard(composed, self.mesh)
+    return composed.prepared() if isinstance(composed, composition.Composed) else composed
 
   def imagine(
       self,

@@ -146,6 +146,7 @@ class _Branches:
         'base': bind(),
         'null': bind(null=True),
         'adapted': bind(lora=lora.scaled(adapters, spec)),
+        'other': bind(lora=lora.scaled(jax.tree.map(lambda x: 2 * x, adapters), spec)),
         'merged': bind(lora=merged),
         'rank_3': bind(lora=other),
         'map': expert.bind(mapped.model.denoiser, mapped.params['denoiser'], query, cells=cells,
@@ -170,10 +171,11 @@ def alone(branches):
 
 @pytest.mark.parametrize(('names', 'calls'), [
     (['base', 'null'], 1),
-    (['base', 'adapted', 'null'], 1),
+    (['base', 'adapted', 'null'], 2),
+    (['adapted', 'other', 'base'], 2),
     (['base', 'merged'], 2),
     (['base', 'merged', 'null', 'merged'], 2),
-    (['adapted', 'rank_3', 'base'], 2),
+    (['adapted', 'rank_3', 'base'], 3),
     (['map', 'no_map'], 2),
     (['base', 'other_weights'], 2),
     (['base', 'base', 'base'], 1),

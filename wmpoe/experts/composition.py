@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from wmpoe.diffusion import predictions
 from wmpoe.experts import expert
-from wmpoe.networks import lora as lora_lib
+from wmpoe.experts import joined
 
 Term = tuple[jax.Array, jax.Array, jax.Array]
 Rule = Callable[[jax.Array | None, Sequence[Term]], jax.Array]
@@ -159,12 +159,18 @@ class Composed:
   Attributes:
     base: Denoiser, or None where the rule allows it.
     contrasts: One per memory.
+    together: Its branches, joined; see `prepared`.
     rule: Static.
   """
 
   base: Any
   contrasts: tuple[expert.Contrast, ...]
+  together: joined.Joined | None = None
   rule: Rule = struct.field(pytree_node=False, default=shared_base)
+
+  def prepared(self) -> 'Composed':
+    """The same, its branches joined once and not in every step: to be sampled from, not changed."""
+    return dataclasses.replace(self, together=joined.join(self.branches()))
 
   def __call__(self, x_t: jax.Array, logsnr: jax.Array) -> jax.Array:
     """Composed noise estimate of x_t [B T H W C] at logsnr [B T]."""
@@ -178,7 +184,8 @@ class Composed:
         lambda x, level: self.base(x, level), x_t, logsnr)
 
   def _all_branches(self, x_t: jax.Array, logsnr: jax.Array) -> jax.Array:
-    return self.combine(evaluate(self.branches(), x_t, logsnr), logsnr)
+    together = joined.join(self.branches()) if self.together is None else self.together
+    return self.combine(together(x_t, logsnr), logsnr)
 
   @property
   def _contrasted(self) -> bool:
@@ -257,71 +264,9 @@ def compose(
 def evaluate(
     denoisers: Sequence[expert.Denoiser], x_t: jax.Array, logsnr: jax.Array
 ) -> list[jax.Array]:
-  """Evaluates several denoisers at once.
-
-  Network denoisers of the same model and the same parameters run as ONE call on one larger
-  batch; a branch without adapters joins one with adapters as adapters of zero, which changes no
-  bit of it. A denoiser that occurs twice is evaluated once.
+  """Evaluates several denoisers at once, those of one network as one call; see `joined.join`.
 
   Returns:
     One estimate [B T H W C] per denoiser, in order.
   """
-  groups: list[list[int]] = []
-  for i, denoiser in enumerate(denoisers):
-    for group in groups:
-      if all(_joins(denoisers[other], denoiser) for other in group):
-        group.append(i)
-        break
-    else:
-      groups.append([i])
-  estimates: dict[int, jax.Array] = {}
-  for group in groups:
-    members = [denoisers[i] for i in group]
-    unique = [m for k, m in enumerate(members) if not any(m is other for other in members[:k])]
-    out = _run_together(unique, x_t, logsnr)
-    for i, member in zip(group, members, strict=True):
-      estimates[i] = out[next(k for k, u in enumerate(unique) if u is member)]
-  return [estimates[i] for i in range(len(denoisers))]
-
-
-def _joins(first: expert.Denoiser, second: expert.Denoiser) -> bool:
-  """Whether two denoisers can share a call: same object, or same model and same parameters.
-
-  Adapters may differ in their values, or be absent, but not in rank or in what they adapt. Merged
-  ones are whole kernels: a branch without any has nothing to put in their place.
-  """
-  if first is second:
-    return True
-  if not (isinstance(first, expert.NetworkDenoiser) and isinstance(second, expert.NetworkDenoiser)):
-    return False
-  same = lambda a, b: len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
-  adapters = [jax.tree.map(jnp.shape, d.lora) for d in (first, second) if d.lora is not None]
-  if len(adapters) == 1 and lora_lib.is_merged(adapters[0]):
-    return False
-  return (
-      first.model == second.model
-      and same(jax.tree.leaves(first.params), jax.tree.leaves(second.params))
-      and (first.cells is None) == (second.cells is None)
-      and all(shapes == adapters[0] for shapes in adapters))
-
-
-def _run_together(
-    members: Sequence[expert.Denoiser], x_t: jax.Array, logsnr: jax.Array
-) -> list[jax.Array]:
-  if len(members) == 1:
-    return [members[0](x_t, logsnr)]
-  networks = [m for m in members if isinstance(m, expert.NetworkDenoiser)]  # no others join
-  count = len(networks)
-  lora = next((m.lora for m in networks if m.lora is not None), None)
-  if lora is not None:
-    empty = jax.tree.map(jnp.zeros_like, lora)
-    networks = [
-        m if m.lora is not None else dataclasses.replace(m, lora=empty) for m in networks]
-  # An episode's branches become neighbours in the batch: where episodes are spread over devices, no
-  # row leaves its own. The parameters are shared: they are kept out of it.
-  beside = lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:])
-  conditions = [dataclasses.replace(m, params=None) for m in networks]
-  together = dataclasses.replace(
-      jax.tree.map(beside, *conditions), params=networks[0].params)
-  out = together(beside(*[x_t] * count), beside(*[logsnr] * count))
-  return list(jnp.moveaxis(out.reshape(-1, count, *out.shape[1:]), 1, 0))
+  return joined.join(denoisers)(x_t, logsnr)
