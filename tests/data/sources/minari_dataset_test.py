@@ -29,12 +29,12 @@ class World(gymnasium.Env):
             'place': np.array([self.at, 0, 0], np.float32)}
 
 
-@pytest.fixture(scope='module')
-def dataset(tmp_path_factory):
+@pytest.fixture(scope='module', params=['hdf5', 'arrow'])
+def dataset(request, tmp_path_factory):
   root = tmp_path_factory.mktemp('minari')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('MINARI_DATASETS_PATH', str(root))
-    env = minari.DataCollector(World(), data_format='arrow')
+    env = minari.DataCollector(World(), data_format=request.param)
     for _ in range(2):
       env.reset(seed=0)
       for action in (1, 0, 1):
