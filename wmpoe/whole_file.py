@@ -59,7 +59,8 @@ def write(path: str | os.PathLike[str], content: bytes | Callable[[Any], Any]) -
   temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
+    if path.exists():  # a folder is not listed for each of its new files
+      _sweep(path)
     with open(temporary, 'xb') as file:
       if callable(content):
         content(file)

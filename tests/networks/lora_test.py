@@ -115,12 +115,6 @@ def test_merging_shares_what_it_does_not_adapt():
   small.differ(whole['block_0']['value']['kernel'], PARAMS['block_0']['value']['kernel'])
 
 
-def test_which_of_the_two_an_adapter_is():
-  adapter = _adapter()
-  assert not lora.is_merged(lora.scaled(adapter, SPEC))
-  assert lora.is_merged(lora.merged(PARAMS, adapter, SPEC))
-
-
 @hypothesis.settings(max_examples=6)
 @hypothesis.given(
     rank=st.integers(1, 4), inputs=st.integers(1, 5), outputs=st.integers(1, 5),

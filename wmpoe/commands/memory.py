@@ -7,8 +7,8 @@ python -m wmpoe memory fork FILE --branch=1           a copy that dreams of its 
 python -m wmpoe memory forget FILE --frames=10:30     without a span of the frames observed
 
 merge and forget load the packaged model the memory is for, or with --experts and --autoencoder
-yours. `--how=rewrite` and forget need files
-that were saved with their history; they write all memories anew from it.
+yours. `--how=rewrite` and forget need files that were saved with their history; they write all
+memories anew from it.
 """
 
 from collections.abc import Callable, Sequence

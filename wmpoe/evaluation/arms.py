@@ -16,6 +16,7 @@ import numpy as np
 
 from wmpoe import world_model
 from wmpoe.data import episode
+from wmpoe.session import live
 
 _PIECE = 10  # inner steps between two signs of life
 
@@ -90,11 +91,6 @@ def _write(model, name, state, history, key):
   return model.memories[name].write(state, history, key)
 
 
-@functools.partial(jax.jit, static_argnames='steps')
-def _fit(memory, state, keys, steps):
-  return memory.fit(state, keys, steps=steps)
-
-
 _append: Any = jax.jit(lambda memory, state, history: memory.append(state, history))
 
 
@@ -120,7 +116,7 @@ def fit(
   """
   spent = 0.0
   for done in range(0, steps, _PIECE):
-    state, seconds = timed(_fit, memory, state, keys, min(_PIECE, steps - done))
+    state, seconds = timed(live.fit, memory, state, keys, min(_PIECE, steps - done))
     spent += seconds
     progress(f'writing {name}', min(1.0, (done + _PIECE) / steps))
   return state, spent

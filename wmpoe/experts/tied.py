@@ -56,21 +56,23 @@ def dataclass(cls: type[T]) -> type[T]:
     names, values = parts(one)
     roots = [f'{name}/{key}' if keys is not None else name
              for name, keys in names for key in (keys if keys is not None else ('',))]
-    found: dict[int, Any] = {}
+    path_of = lambda root, path: f'{root}/{jax.tree_util.keystr(path, simple=True, separator="/")}'
     flat = [
-        (f'{root}/{jax.tree_util.keystr(path, simple=True, separator="/")}'.rstrip('/'), leaf)
+        (jax.tree_util.GetAttrKey(path_of(root, path).rstrip('/')), leaf)
         for root, value in zip(roots, values, strict=True)
         for path, leaf in jax.tree_util.tree_leaves_with_path(value)]
-    for place, (path, leaf) in zip(one._places, flat, strict=True):
-      found.setdefault(place, (jax.tree_util.GetAttrKey(path), leaf))
-    return list(found.values()), aux(one, names, values)
+    return once(one, flat), aux(one, names, values)
 
   def flatten(one: Any) -> tuple[list[Any], Any]:
     names, values = parts(one)
+    return once(one, jax.tree.leaves(values)), aux(one, names, values)
+
+  def once(one: Any, leaves: list[Any]) -> list[Any]:
+    """Of leaves that are one array the first."""
     found: dict[int, Any] = {}
-    for place, leaf in zip(one._places, jax.tree.leaves(values), strict=True):
+    for place, leaf in zip(one._places, leaves, strict=True):
       found.setdefault(place, leaf)
-    return list(found.values()), aux(one, names, values)
+    return list(found.values())
 
   def aux(one: Any, names: Any, values: Any) -> Any:
     return (

@@ -234,11 +234,6 @@ def _truncated(update: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
   return jnp.pad(a, ((0, 0), *fill)), jnp.pad(b, (fill[0], fill[1], (0, 0)))
 
 
-def is_merged(lora: Params) -> bool:
-  """Whether an adapter holds whole kernels; where there is none, zero would not stand for it."""
-  return any(path[-1] == 'kernel' for path in traverse_util.flatten_dict(lora))
-
-
 def merge(params: Params, lora: Params, spec: LoraSpec) -> Params:
   """The parameters with the adapter merged in; other leaves are shared with `params`."""
   flat = traverse_util.flatten_dict(params)

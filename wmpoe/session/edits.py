@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import os
 from typing import Any
 
@@ -173,11 +172,6 @@ def _steps(session: live.Session) -> int:
   return int(np.max(session.state.memories[_writer(session)].step))
 
 
-@functools.partial(jax.jit, static_argnames='steps')
-def _fit(memory, state, key, steps):
-  return memory.fit(state, key, steps=steps)
-
-
 def _rewritten(
     session: live.Session, pieces: Sequence[episode.Observation], steps: int
 ) -> live.Session:
@@ -189,7 +183,7 @@ def _rewritten(
   more = steps - int(np.max(state.memories[name].step))
   if more > 0:  # as long as before: it was written in more rounds
     key, use = jax.random.split(key)
-    written = _fit(model.memories[name], state.memories[name], use, more)
+    written = live.fit(model.memories[name], state.memories[name], use, more)
     state = dataclasses.replace(state, memories={**state.memories, name: written})
   total = sum(piece.frames.shape[1] for piece in pieces)
   return dataclasses.replace(

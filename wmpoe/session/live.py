@@ -35,6 +35,12 @@ def write(
   return model.write(state, encoded, use), key
 
 
+@functools.partial(jax.jit, static_argnames='steps')
+def fit(memory: Any, state: Any, key: chex.PRNGKey, steps: int) -> Any:
+  """`memory.fit`, compiled: the state after so many more inner steps."""
+  return memory.fit(state, key, steps=steps)
+
+
 @jax.jit
 def _imagine(model, state, actions, poses, key):
   key, use = jax.random.split(key)
