@@ -71,6 +71,18 @@ def test_programs_do_not_start_where_the_mesh_does_not_divide_them():
     programs.train(None, state_lib.TrainConfig(steps=1, batch_size=4), {}, mesh)
 
 
+def test_a_program_is_known_by_its_text():
+  mesh = sharding.make_mesh({'data': 1}, jax.devices()[:1])
+
+  def sha256(episodes=2, where='v5e:2x2', **changes):
+    world = jax.eval_shape(lambda w: w, small.world(**changes))
+    job = programs.imagine(world, episodes, mesh)
+    return programs.lower(job, topologies.find(where)).sha256
+
+  assert sha256() == sha256()
+  assert len({sha256(), sha256(episodes=4), sha256(where='v5e:4x4'), sha256(num_steps=3)}) == 4
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason='needs the TPU compiler, extra tpu')
 def test_an_update_compiles_for_a_slice_that_is_not_there():
@@ -85,7 +97,7 @@ def test_an_update_compiles_for_a_slice_that_is_not_there():
       'actions': ((length, small.DIMS['action_dim']), jnp.float32),
       'poses': ((length, small.DIMS['pose_dim']), jnp.float32),
       'valid': ((length,), jnp.bool_)}, mesh)
-  row = programs.measure(job, where)
+  row = programs.measure(job, where, programs.lower(job, where))
   assert row['fits']
   assert row['mesh'] == {'data': 2, 'fsdp': 2}
   assert row['state_bytes'] < row['needs'] < row['hbm']

@@ -6,6 +6,7 @@ sampler that imagines a chunk. All are the functions the library runs elsewhere,
 
 from collections.abc import Mapping
 import dataclasses
+import hashlib
 import importlib.metadata
 import math
 import time
@@ -135,7 +136,33 @@ def imagine(world: world_model.WorldModel, episodes: int, mesh: jax.sharding.Mes
       batch=episodes, steps=world.num_steps, mesh=mesh, state_bytes=held, whole_bytes=held)
 
 
-def measure(job: Job, where: topologies.Slice) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lowered:
+  """A program as the compiler gets it.
+
+  Attributes:
+    program: To be compiled.
+    flops: Of its matmuls on one chip, see `matmul_flops`.
+    sha256: Of its text, the slice and the versions of the compiler: what has the same hash compiles
+      to the same.
+  """
+
+  program: Any  # of jax.jit
+  flops: float
+  sha256: str
+
+
+def lower(job: Job, where: topologies.Slice) -> Lowered:
+  """Traces and lowers a program, which takes seconds where compiling takes minutes."""
+  traced = job.function.trace(*job.arguments)
+  lowered = traced.lower()
+  text = '\n'.join([lowered.as_text(), where.name, jax.__version__, _version('libtpu')])
+  return Lowered(
+      program=lowered, flops=matmul_flops(traced.jaxpr.jaxpr, where.chips),
+      sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+def measure(job: Job, where: topologies.Slice, lowered: Lowered) -> dict[str, Any]:
   """Compiles a program and reads off what it costs.
 
   Returns:
@@ -149,10 +176,8 @@ def measure(job: Job, where: topologies.Slice) -> dict[str, Any]:
       'whole_state_bytes': job.whole_bytes, 'hbm': where.chip.hbm,
       'jax': jax.__version__, 'libtpu': _version('libtpu')}
   begun = time.monotonic()
-  traced = job.function.trace(*job.arguments)
-  flops = matmul_flops(traced.jaxpr.jaxpr, where.chips)
   try:
-    compiled = traced.lower().compile()
+    compiled = lowered.program.compile()
   except jax.errors.JaxRuntimeError as error:
     needs = topologies.needed_memory(error)
     if needs is None:
@@ -166,13 +191,13 @@ def measure(job: Job, where: topologies.Slice) -> dict[str, Any]:
   program = hlo.read(compiled.as_text(), where.chips)
   costs = compiled.cost_analysis() or {}
   return {
-      **row, 'fits': True, 'needs': used, 'flops': flops, 'hbm_bytes': program.hbm_bytes,
+      **row, 'fits': True, 'needs': used, 'flops': lowered.flops, 'hbm_bytes': program.hbm_bytes,
       'wire_bytes': program.wire_bytes, 'collectives': program.by_kind(),
       'kernels': len(program.kernels), 'endless_loops': program.endless,
       'compiler': {
           name: costs.get(key) for name, key in (
               ('seconds', 'optimal_seconds'), ('flops', 'flops'), ('bytes', 'bytes accessed'))},
-      **estimate(flops, program, where.chip)}
+      **estimate(lowered.flops, program, where.chip)}
 
 
 def estimate(flops: float, program: hlo.Program, chip: topologies.Chip) -> dict[str, Any]:

@@ -6,11 +6,11 @@ r"""Compiles training, memory writing and composed sampling for a TPU slice, on 
 
 No TPU is needed: the TPU compiler (pip install -e '.[tpu]') makes the program that would run and
 tells its memory, work and communication. Results go to --workdir, one JSON file per program and
-slice and a table over all of them; what is there already is not compiled again.
+slice and a table over all of them. A program that is there already, by its text, is not compiled
+again.
 """
 
 from collections.abc import Sequence
-import hashlib
 import json
 import os
 import pathlib
@@ -151,22 +151,17 @@ def _row(
     flags: absl_flags.FlagValues, description: dict[str, Any], file: str, program: str,
     where: topologies.Slice, sizes: dict[str, int], folder: pathlib.Path,
 ) -> dict[str, Any]:
-  """Compiles one program, or reads what an earlier call found."""
-  request = {
-      'description': description, 'program': program, 'topology': where.name, 'mesh': sizes,
-      'batch': flags.batch, 'episodes': flags.episodes, 'experts': sorted(flags.experts),
-      'memories': flags.memories, 'jax': jax.__version__}
-  request_hash = hashlib.sha256(
-      json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
-  path = folder / (
-      f'{description["variant"]}-{program}-{where.name.replace(":", "-")}-{request_hash[:8]}.json')
-  if path.exists():
-    return json.loads(path.read_text(encoding='utf-8'))
+  """Compiles one program, or reads what an earlier call found of the very same one."""
   axes = {'train': ('fsdp', 'tensor'), 'imagine': ('expert',)}.get(program, ())
   mesh = _mesh(where, sizes, axes)
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which a custom kernel asks for
     label, job = _job(flags, description, file, program, mesh)
-    measured = programs.measure(job, where)
+    lowered = programs.lower(job, where)
+    path = folder / (f'{description["variant"]}-{program}-{where.name.replace(":", "-")}-'
+                     f'{lowered.sha256[:8]}.json')
+    if path.exists():
+      return json.loads(path.read_text(encoding='utf-8'))
+    measured = programs.measure(job, where, lowered)
   row = {'config': label, 'attention': description['model']['implementation'], **measured}
   whole_file.write(path, (json.dumps(row, indent=2) + '\n').encode())
   return row
