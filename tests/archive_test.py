@@ -1,10 +1,12 @@
 """The single-file format; what concerns weights is in packaged_test.py, memories in session/."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
 import sys
 import textwrap
+import zipfile
 
 import numpy as np
 import pytest
@@ -58,6 +60,22 @@ def test_bytes_do_not_depend_on_the_machine(tmp_path):
   assert path.read_bytes() == big
   leaves, _ = archive.read(path, _KIND)
   np.testing.assert_array_equal(leaves['x'], [0, 1, 2])
+
+
+def test_what_hardly_compresses_is_stored(tmp_path):
+  kind = dataclasses.replace(_KIND, worthwhile=0.9)
+  rng = np.random.default_rng(0)
+  leaves = {
+      'noise': rng.integers(-2**31, 2**31, 20_000, dtype=np.int32),
+      'mostly_empty': np.pad(rng.integers(0, 2**31, 4_000, dtype=np.int32), (0, 16_000)),
+      'flags': np.zeros(0, bool)}
+  path = tmp_path / 'n.npz'
+  archive.write(path, kind, {'who': 'me'}, leaves)
+  with zipfile.ZipFile(path) as members:
+    stored = {i.filename for i in members.infolist() if i.compress_type == zipfile.ZIP_STORED}
+  assert {name for name in stored if 'noise' in name or 'mostly' in name} == {'notes/noise.npy'}
+  found, _ = archive.read(path, kind)
+  assert all(np.array_equal(found[name], leaves[name]) for name in leaves)
 
 
 def test_what_another_process_writes_is_checked_and_not_written(tmp_path):

@@ -24,6 +24,7 @@ import os
 import pathlib
 from typing import Any
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -34,6 +35,7 @@ _SUFFIX = '.npy'
 # A fixed time keeps equal contents equal as files; 1980 is where zip's calendar begins.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 _MOST_NAMED = 20
+_SAMPLE = 8192
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class Kind:
     writer: Who writes such files, for messages.
     remedy: What to do when one is damaged.
     compression: 0 (none) to 9 of zip's deflate.
+    worthwhile: Members of which a sample is not compressed to this share are stored as they are:
+      most floats take long to compress to little less.
   """
 
   what: str
@@ -59,6 +63,7 @@ class Kind:
   writer: str
   remedy: str
   compression: int = 6
+  worthwhile: float = 1.0
 
 
 def write(
@@ -185,9 +190,10 @@ def _to_bytes(kind: Kind, card_text: str, leaves: Mapping[str, np.ndarray]) -> b
   buffer = io.BytesIO()
   with zipfile.ZipFile(buffer, 'w') as archive:
     def add(name: str, content: bytes) -> None:
+      compress = _compressed_share(content, kind.compression) <= kind.worthwhile
       archive.writestr(
-          zipfile.ZipInfo(name, date_time=_ZIP_TIME), content,
-          compress_type=zipfile.ZIP_DEFLATED, compresslevel=kind.compression)
+          zipfile.ZipInfo(name, date_time=_ZIP_TIME), content, compresslevel=kind.compression,
+          compress_type=zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED)
 
     add(_CARD_MEMBER, card_text.encode())
     for path, leaf in leaves.items():
@@ -195,6 +201,13 @@ def _to_bytes(kind: Kind, card_text: str, leaves: Mapping[str, np.ndarray]) -> b
       np.lib.format.write_array(member, leaf, allow_pickle=False)
       add(f'{kind.prefix}/{path}{_SUFFIX}', member.getvalue())
   return buffer.getvalue()
+
+
+def _compressed_share(content: bytes, level: int) -> float:
+  """How small a sample of it becomes: four pieces, evenly spaced, as ends are often empty."""
+  step = max(len(content) // 4, 1)
+  sample = b''.join(content[at:at + _SAMPLE] for at in range(0, len(content), step))
+  return len(zlib.compress(sample, level)) / max(len(sample), 1)
 
 
 def _read(source: pathlib.Path, kind: Kind) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -30,7 +30,7 @@ KIND = archive.Kind(
             'lineage', 'wmpoe', 'created'),
     dtypes=('float32', 'float16', 'uint8', 'uint32', 'int32', 'bool'),
     writer='wmpoe.session.Session.save', remedy='Take a copy that is whole, or write it again.',
-    compression=1)
+    compression=1, worthwhile=0.9)
 _KEY = 'key'  # beside the state's own leaves, so that the hash covers it
 
 
