@@ -4,8 +4,8 @@
 #   pip install -e '.[tpu]'
 #   benchmarks/aot_tables.sh
 #
-# Needs no TPU; a program takes two to five minutes on two cores. What is in results/aot already is not
-# compiled again, so that it can be stopped and goes on.
+# Needs no TPU; a program takes two to ten minutes on two cores, base_1b half an hour. A program that is
+# in results/aot already is not compiled again, so that this can be stopped and goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

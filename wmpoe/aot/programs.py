@@ -24,6 +24,10 @@ from wmpoe.training import state as state_lib
 
 PROGRAMS = ('train', 'write', 'imagine')
 
+# Scatters (of warping) would be given to the SparseCores, and jax 0.10 cannot read such a program
+# back: `RET_CHECK ... async-update`.
+_ON_TENSOR_CORES = {'xla_tpu_enable_offloading_scatter_to_sparsecore': False}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
@@ -143,12 +147,14 @@ class Lowered:
   Attributes:
     program: To be compiled.
     flops: Of its matmuls on one chip, see `matmul_flops`.
-    sha256: Of its text, the slice and the versions of the compiler: what has the same hash compiles
-      to the same.
+    options: Of the compiler.
+    sha256: Of its text, the slice, and the compiler's versions and options: what has the same hash
+      compiles to the same.
   """
 
   program: Any  # of jax.jit
   flops: float
+  options: Mapping[str, Any]
   sha256: str
 
 
@@ -156,9 +162,13 @@ def lower(job: Job, where: topologies.Slice) -> Lowered:
   """Traces and lowers a program, which takes seconds where compiling takes minutes."""
   traced = job.function.trace(*job.arguments)
   lowered = traced.lower()
-  text = '\n'.join([lowered.as_text(), where.name, jax.__version__, _version('libtpu')])
+  text = lowered.as_text()
+  scatters = where.chip.sparse_cores and 'stablehlo.scatter' in text
+  options = _ON_TENSOR_CORES if scatters else {}
+  text = '\n'.join([
+      text, where.name, jax.__version__, _version('libtpu'), *map(str, options.items())])
   return Lowered(
-      program=lowered, flops=matmul_flops(traced.jaxpr.jaxpr, where.chips),
+      program=lowered, flops=matmul_flops(traced.jaxpr.jaxpr, where.chips), options=options,
       sha256=hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -177,7 +187,7 @@ def measure(job: Job, where: topologies.Slice, lowered: Lowered) -> dict[str, An
       'jax': jax.__version__, 'libtpu': _version('libtpu')}
   begun = time.monotonic()
   try:
-    compiled = lowered.program.compile()
+    compiled = lowered.program.compile(compiler_options=dict(lowered.options))
   except jax.errors.JaxRuntimeError as error:
     needs = topologies.needed_memory(error)
     if needs is None:

@@ -21,6 +21,7 @@ class Chip:
     clock: Cycles per second: the peak over the products that the chip's matrix units start in a
       cycle.
     shapes: The slices it comes in here, chips along each axis.
+    sparse_cores: Whether it has SparseCores, to which the compiler hands scatters.
     options: What the compiler must be told beside the name.
   """
 
@@ -30,6 +31,7 @@ class Chip:
   links: float
   clock: float
   shapes: tuple[tuple[int, ...], ...]
+  sparse_cores: bool = False
   options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -46,10 +48,10 @@ CHIPS = {
         flops=197e12, hbm=16 * _GIB, hbm_bandwidth=819e9, links=200e9, clock=1.5e9, shapes=_FLAT),
     'v5p': Chip(
         flops=459e12, hbm=95 * _GIB, hbm_bandwidth=2765e9, links=600e9, clock=1.75e9,
-        shapes=_CUBES),
+        shapes=_CUBES, sparse_cores=True),
     'v6e': Chip(
         flops=918e12, hbm=32 * _GIB, hbm_bandwidth=1640e9, links=448e9, clock=1.75e9,
-        shapes=_FLAT),
+        shapes=_FLAT, sparse_cores=True),
 }
 
 
