@@ -15,6 +15,7 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 import numpy as np
 
 NamedSharding = jax.sharding.NamedSharding
@@ -54,7 +55,8 @@ def make_mesh(
     devices: All of them, in every process, by default.
 
   Raises:
-    ValueError: for an unknown axis, or sizes that do not multiply to the number of devices.
+    ValueError: for an unknown axis, sizes that do not multiply to the number of devices, or devices
+      of several slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   unknown = sorted(set(sizes) - set(AXES))
@@ -77,8 +79,14 @@ def make_mesh(
     raise ValueError(
         f'A mesh of {product or "one device"} does not use {len(devices)} device(s): the sizes '
         f'must multiply to {len(devices)}. Change one, or give one as -1 to take what remains.')
-  return jax.make_mesh(
-      tuple(shape.values()), AXES, (jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
+  slices = {getattr(device, 'slice_index', None) for device in devices}
+  if len(slices) > 1:
+    raise ValueError(
+        f'The devices belong to {len(slices)} slices, and a mesh lies on one; train on one slice.')
+  # As jax.make_mesh, which lets an axis take a part of a torus's axis on v5e alone.
+  where = mesh_utils.create_device_mesh(
+      tuple(shape.values()), devices, allow_split_physical_axes=True)
+  return jax.sharding.Mesh(where, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
 def shardings(mesh: jax.sharding.Mesh, shapes: Any, rules: Rules = RULES) -> Any:

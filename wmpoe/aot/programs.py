@@ -24,9 +24,11 @@ from wmpoe.training import state as state_lib
 
 PROGRAMS = ('train', 'write', 'imagine')
 
-# Scatters (of warping) would be given to the SparseCores, and jax 0.10 cannot read such a program
-# back: `RET_CHECK ... async-update`.
-_ON_TENSOR_CORES = {'xla_tpu_enable_offloading_scatter_to_sparsecore': False}
+# Warping scatters and gathers. The SparseCores would be given both, and jax 0.10 cannot read such a
+# program back: `RET_CHECK ... async-update`.
+_ON_TENSOR_CORES = {
+    'xla_tpu_enable_offloading_scatter_to_sparsecore': False,
+    'xla_tpu_offload_gather_to_sparsecore': False}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ without a TPU, and none is a measurement.
   (`compiler.seconds`) and not used: it counts a loop once, and is negative where collectives
   overlap with computation or a custom kernel is inside. With a custom kernel the estimate is FLOPs
   and bytes against the published peaks, marked with a star.
-- Where v5p and v6e scatter (`spatial`), their SparseCores were left out, as jax does not read a
-  program back that uses them; a run uses them, and may be faster.
+- Where v5p and v6e warp pictures (`spatial`), their SparseCores are left out: jax does not read a
+  program back that uses them. A run uses them, and may be faster.
 - *Of peak* is the FLOPs over the estimate, of the chip's published bfloat16 peak.
 """
 

@@ -21,7 +21,7 @@ class Chip:
     clock: Cycles per second: the peak over the products that the chip's matrix units start in a
       cycle.
     shapes: The slices it comes in here, chips along each axis.
-    sparse_cores: Whether it has SparseCores, to which the compiler hands scatters.
+    sparse_cores: Whether it has SparseCores, to which the compiler hands scatters and gathers.
     options: What the compiler must be told beside the name.
   """
 
