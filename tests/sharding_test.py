@@ -3,6 +3,7 @@
 What runs on several devices is tested where it runs: tests/training/mesh_test.py.
 """
 
+import dataclasses
 import importlib.util
 import math
 import pathlib
@@ -50,6 +51,37 @@ def test_a_mesh_has_all_axes_and_takes_what_remains():
     assert mesh.axis_names == sharding.AXES
     assert set(mesh.shape.values()) == {1}
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A chip of v6e, as far as laying out a mesh looks at it."""
+
+  id: int
+  coords: tuple[int, int, int]
+  slice_index: int
+  process_index: int = 0
+  platform: str = 'tpu'
+  device_kind: str = 'TPU v6 lite'
+  core_on_chip: int = 0
+
+
+def torus(slices=1):
+  """Chips of one slice of 8x8, or of several."""
+  return [
+      Chip(id=64 * s + 8 * y + x, coords=(x, y, 0), slice_index=s)
+      for s in range(slices) for y in range(8) for x in range(8)]
+
+
+def test_an_axis_may_take_a_part_of_an_axis_of_the_torus():
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 4, 'tensor': 4}, torus())
+  assert mesh.shape == {'data': 4, 'fsdp': 4, 'tensor': 4, 'expert': 1}
+  assert len({device.id for device in mesh.devices.flat}) == 64
+
+
+def test_several_slices_are_refused():
+  with pytest.raises(ValueError, match='belong to 2 slices, and a mesh lies on one'):
+    sharding.make_mesh({'data': -1}, torus(slices=2))
 
 
 @pytest.mark.parametrize(('sizes', 'message'), [
