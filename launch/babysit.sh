@@ -6,21 +6,21 @@ usage() {
   cat <<'EOF'
 usage: NAME=... PROJECT=... ZONE=... ACCELERATOR=... launch/babysit.sh -- COMMAND...
 
-Keeps COMMAND running on a TPU slice until it is done: makes the slice and sets it up, runs COMMAND,
-and does it all again when the slice was preempted or a host was lost. COMMAND has to go on where it
-was, as `python -m wmpoe train` does when its --workdir is a gs:// folder.
+Keeps COMMAND running on a TPU slice until it is done: creates the slice, sets it up, runs COMMAND,
+and does all of it again after a preemption or a lost host. COMMAND must resume where it stopped, as
+`python -m wmpoe train` does when its --workdir is a gs:// folder.
 
   export NAME=maze PROJECT=my-project ZONE=us-central2-b ACCELERATOR=v4-32 SPOT=1
   launch/babysit.sh -- python -m wmpoe train --distributed=auto \
     --config=configs/cards.py:base --workdir=gs://my-bucket/cards
 
-It ends with 0 when COMMAND is done, and with COMMAND's exit code when COMMAND objects (a wrong flag,
-a diverged loss) on a slice that is well. The slice stays; KEEP= deletes it when COMMAND is done.
+It exits with 0 when COMMAND is done, and with COMMAND's exit code when COMMAND itself fails (a wrong
+flag, a diverged loss) on a healthy slice. The slice stays; KEEP= deletes it when COMMAND is done.
 
-Optional, beside the variables of launch/tpu_pod.sh:
+Optional, in addition to the variables of launch/tpu_pod.sh:
   KEEP=1           (default) keep the slice at the end; KEEP= deletes it after success
-  MAX_FAILURES=5   end after so many interruptions in a row
-  STEADY=600       seconds of running after which interruptions are counted anew
+  MAX_FAILURES=5   give up after this many interruptions in a row
+  STEADY=600       seconds of running that reset the count of interruptions
   PAUSE=30         seconds before the next attempt
   DRY_RUN=1        print the commands of one round
 EOF
@@ -73,8 +73,8 @@ main() {
     state=$("$pod" state)
     # 75: interrupted, go on. 134, 137, 143: aborted by jax, killed, terminated.
     case $state:$code in
-      READY:75 | READY:134 | READY:137 | READY:143) say "Interrupted (exit code $code) on a slice that is well." ;;
-      READY:*) die "The command ended with exit code $code on a slice that is well: not to be repeated. $NAME stays." "$code" ;;
+      READY:75 | READY:134 | READY:137 | READY:143) say "Interrupted (exit code $code) on a healthy slice." ;;
+      READY:*) die "The command ended with exit code $code on a healthy slice: it is not repeated. $NAME stays." "$code" ;;
       *) say "The slice is $state." ;;
     esac
     ((SECONDS - begun < ${STEADY-600})) || failures=0

@@ -6,17 +6,17 @@ usage() {
   cat <<'EOF'
 usage: launch/local_pod.sh N [--port=PORT] -- COMMAND...
 
-Runs COMMAND N times on this machine, as the N processes of one pod. Each finds its place in
-WMPOE_COORDINATOR, WMPOE_NUM_PROCESSES and WMPOE_PROCESS_ID, which wmpoe reads by itself. Lines of
-output begin with the index of their process. If one process fails, the others are ended, and its
-exit code is returned; SIGINT and SIGTERM are handed on to all.
+Runs COMMAND N times on this machine, as the N processes of one pod. Each process gets its place from
+WMPOE_COORDINATOR, WMPOE_NUM_PROCESSES and WMPOE_PROCESS_ID, which wmpoe reads by itself. Each line
+of output begins with the index of its process. If one process fails, the script ends the others and
+returns its exit code. It forwards SIGINT and SIGTERM to all processes.
 
   launch/local_pod.sh 2 -- python -m wmpoe train --config=configs/cards.py:base --workdir=runs/base
 
-  --port=PORT   port at which process 0 listens (default: a free one)
+  --port=PORT   port on which process 0 listens (default: a free one)
 
 Environment:
-  GRACE=10      seconds between SIGTERM and SIGKILL for those that do not end
+  GRACE=10      seconds between SIGTERM and SIGKILL for processes that do not exit
 EOF
 }
 

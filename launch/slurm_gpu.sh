@@ -10,19 +10,19 @@ usage() {
   cat <<'EOF'
 usage: sbatch --nodes=N --gpus-per-node=G launch/slurm_gpu.sh COMMAND...
 
-Runs COMMAND on a Slurm cluster as one pod with a process for each GPU. Each finds its place in
+Runs COMMAND on a Slurm cluster as one pod with one process per GPU. Each process gets its place from
 WMPOE_COORDINATOR, WMPOE_NUM_PROCESSES and WMPOE_PROCESS_ID, which wmpoe reads by itself. Two minutes
-before the time limit, and when the job is preempted, Slurm sends SIGTERM: a training saves and
-ends, and the job is put back into the queue to go on.
+before the time limit, and when the job is preempted, Slurm sends SIGTERM: training saves and exits,
+and the job is requeued to resume.
 
   sbatch --nodes=2 --gpus-per-node=8 --time=24:00:00 launch/slurm_gpu.sh \
     .venv/bin/python -m wmpoe train --config=configs/cards.py:base --workdir=/shared/runs/base
 
-The working folder and --workdir have to be on storage that all nodes share, and the environment
-has to hold jax for GPUs (pip install 'jax[cuda12]').
+The working folder and --workdir must be on storage that all nodes share, and the environment must
+have JAX for GPUs (pip install 'jax[cuda12]').
 
 Environment:
-  PORT   at which process 0 listens (default: made from the job's number)
+  PORT   port on which process 0 listens (default: derived from the job ID)
 EOF
 }
 
@@ -49,7 +49,7 @@ main() {
       export WMPOE_NUM_PROCESSES=$SLURM_NTASKS WMPOE_PROCESS_ID=$SLURM_PROCID
       exec "$@"' _ "$@" || code=$?
   if ((code == 75)); then
-    printf 'slurm_gpu.sh: interrupted; back into the queue to go on\n' >&2
+    printf 'slurm_gpu.sh: interrupted; requeueing the job to resume\n' >&2
     scontrol requeue "$SLURM_JOB_ID"
   fi
   exit "$code"

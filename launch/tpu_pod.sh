@@ -7,14 +7,14 @@ usage() {
   cat <<'EOF'
 usage: NAME=... PROJECT=... ZONE=... ACCELERATOR=... launch/tpu_pod.sh COMMAND
 
-A Cloud TPU slice, from request to removal. All of it goes through gcloud, nothing else is needed.
+Manages a Cloud TPU slice from request to removal. It needs nothing but gcloud.
 
-  create          request the slice (a queued resource of the same name) and wait until it is there
+  create          request the slice (a queued resource of the same name) and wait until it is ready
   setup           copy this repository's last commit to every host and install it there
   run -- CMD...   start CMD on every host, follow host 0, return CMD's exit code; a lost connection
                   does not stop it: `logs` follows again
   logs            follow the command's output on host 0 and return its exit code
-  stop            SIGTERM on every host, which makes a training save and end
+  stop            send SIGTERM on every host, which makes training save and exit
   status          the slice, and what its hosts are doing
   state           the slice in one word: ABSENT, WAITING_FOR_RESOURCES, ..., READY, PREEMPTED
   delete          remove the slice and the request
@@ -29,10 +29,10 @@ Required:
   ACCELERATOR           v4-N, v5litepod-N, v5p-N or v6e-N (create only; v5e-N is v5litepod-N)
 Optional:
   SPOT=1                cheaper, may be preempted: see launch/babysit.sh
-  WAIT=3600             seconds to wait in the queue before giving the request up (default: no limit)
-  POLL=20               seconds between two looks
+  WAIT=3600             seconds to wait in the queue before giving up the request (default: no limit)
+  POLL=20               seconds between two checks
   VERSION=...           runtime version (default: by accelerator)
-  PYTHON_VERSION=3.12   of the environment that setup makes
+  PYTHON_VERSION=3.12   of the environment that setup creates
   CREATE_FLAGS=...      more flags for gcloud, separated by spaces: --network=..., --reserved
   DRY_RUN=1             print the exact commands instead of running them
 EOF
@@ -127,7 +127,7 @@ create() {
   fi
   found=$(state)
   case $found in
-    READY) say "$NAME is there already; next: launch/tpu_pod.sh setup"; return ;;
+    READY) say "$NAME already exists; next: launch/tpu_pod.sh setup"; return ;;
     PREEMPTED | FAILED | SUSPENDED | TERMINATED) delete; found=ABSENT ;;
   esac
   if [[ $found == ABSENT ]]; then
@@ -164,11 +164,11 @@ setup() {
     archive=$scratch/wmpoe.tar
   fi
   [[ -z $(git -C "$root" status --porcelain 2> /dev/null) ]] \
-    || say 'There are changes that are not committed; the last commit is what is copied.'
+    || say 'There are uncommitted changes; only the last commit is copied.'
   do_it git -C "$root" archive --format=tar "--output=$archive" HEAD \
     || die 'Needs a git checkout with a commit.'
   do_it gcloud compute tpus tpu-vm scp "$archive" "$NAME:wmpoe.tar" "${where[@]}" --worker=all \
-    || die 'Copying failed on some host, see above; setup may be run again.' 1
+    || die 'Copying failed on some host, see above. You can run setup again.' 1
   on all "set -e
 mkdir -p ~/wmpoe && cd ~/wmpoe && rm -rf .venv .ready && tar -xf ~/wmpoe.tar
 [ -x ~/.local/bin/uv ] || python3 -m pip install --quiet --user uv

@@ -170,5 +170,5 @@ def test_it_runs_as_a_module_in_a_process_of_its_own(tmp_path):
       cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(_ROOT)}, capture_output=True, text=True,
       check=False)
   assert done.returncode == 0, done.stderr
-  assert 'wrote 1 episodes to there' in done.stdout
+  assert 'wrote 1 episode to there' in done.stdout
   assert '"length": 70' in (tmp_path / 'there' / 'spaces.json').read_text()

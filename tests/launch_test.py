@@ -213,7 +213,7 @@ def test_create_waits_in_the_queue(cloud):
       '--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot']
   again = cloud('create')
   assert again.returncode == 0
-  assert 'maze is there already' in again.stderr
+  assert 'maze already exists' in again.stderr
   assert len(cloud.calls('create')) == 1
 
 
@@ -380,7 +380,7 @@ def test_babysit_does_not_repeat_a_mistake(cloud):
   cloud.there()
   done = _babysit(cloud, 'exit 2')
   assert done.returncode == 2
-  assert 'exit code 2 on a slice that is well: not to be repeated. maze stays' in done.stderr
+  assert 'exit code 2 on a healthy slice: it is not repeated. maze stays' in done.stderr
   assert cloud.calls('create', 'delete') == []
 
 
@@ -388,7 +388,7 @@ def test_babysit_gives_up(cloud):
   cloud.there()
   done = _babysit(cloud, 'exit 75', MAX_FAILURES='2')
   assert done.returncode == 1
-  assert done.stderr.count('Interrupted (exit code 75) on a slice that is well.') == 2
+  assert done.stderr.count('Interrupted (exit code 75) on a healthy slice.') == 2
   assert 'Interrupted 2 times in a row; maze stays as it is (READY).' in done.stderr
 
 

@@ -22,14 +22,14 @@ from wmpoe.commands import common
 
 COMMANDS = {
     'demo': 'see memory work on held-out episodes: write them, imagine what comes next',
-    'train': 'train an expert, or go on with a run',
+    'train': 'train an expert, or resume a run',
     'eval': 'measure a protocol on held-out episodes, with a report',
     'collect': 'write episodes of an environment to disk',
     'encode': 'encode episodes into a latent cache',
     'data': 'your own data: convert, validate, stats, preview',
     'play': 'steer through a world inside the model, on a local page',
-    'memory': 'look into memory files; compare, merge and fork them, forget a span',
-    'compile': 'compile for a TPU slice without one: memory, work, communication',
+    'memory': 'inspect, compare, merge and fork memory files; forget a span',
+    'compile': 'compile for TPU slices without a TPU: memory, work, communication',
     'info': 'describe packaged experts, composition rules and this installation',
 }
 # What a user can cause and mend: shown as one message, without a traceback.
@@ -38,7 +38,7 @@ _USER_ERRORS = (
 
 
 def usage() -> str:
-  """What `python -m wmpoe` says."""
+  """What `python -m wmpoe` prints."""
   lines = ['usage: python -m wmpoe <command> [flags]', '']
   lines += [f'  {name:<8} {text}' for name, text in COMMANDS.items()]
   return '\n'.join([*lines, '', 'python -m wmpoe <command> --help lists the flags of a command.'])
@@ -59,7 +59,7 @@ def command_help(command: str, module: object, flags: absl_flags.FlagValues) -> 
 
 
 def _parse(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> list[str]:
-  """Parses the flags; returns the words that are none.
+  """Parses the flags; returns the arguments that are not flags.
 
   Raises:
     ValueError: naming a key that the config does not have.
@@ -73,7 +73,7 @@ def _parse(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> list[str]:
       cause = cause.args[0]
     key, _, hint = str(cause).partition('\n')
     raise ValueError(
-        f'The config has no key {key}. {hint or "Its file lists those it has."}') from error
+        f'The config has no key {key}. {hint or "Its file lists the keys it has."}') from error
 
 
 def _message(error: Exception) -> str:
@@ -98,7 +98,7 @@ def _run(module: Any, flags: absl_flags.FlagValues) -> int:
 
 
 def _fail(code: int, command: str, message: str) -> int:
-  """Says why it ends, and ends every other process, too."""
+  """Prints why the command ends, and ends every other process too."""
   multihost.await_news()
   print(f'wmpoe {command}: {message}', file=sys.stderr)
   multihost.abort(code, message)
@@ -108,7 +108,7 @@ def _fail(code: int, command: str, message: str) -> int:
 def main(argv: Sequence[str]) -> int:
   """Runs one command; returns the exit code.
 
-  0 done, 2 bad input, 75 (EX_TEMPFAIL) run it again to go on, 130 interrupted.
+  0 done, 2 bad input, 75 (EX_TEMPFAIL) run it again to resume, 130 interrupted.
   """
   arguments = list(argv[1:])
   if not arguments or arguments[0] in ('-h', '--help', 'help'):

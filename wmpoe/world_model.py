@@ -142,14 +142,14 @@ class WorldModel:
     """Shows every memory the true frames, uint8 [B T H W 3].
 
     Raises:
-      ValueError: if the observation does not fit the model (see `episode.validate`), or for a key
-        that is none of `jax.random.key`.
+      ValueError: if the observation does not fit the model (see `episode.validate`), or the key was
+        not made by `jax.random.key`.
     """
     self.validate(observation)
     return self.write(state, self.encode(observation), key)
 
   def encode(self, observation: episode.Observation) -> episode.Observation:
-    """The observation as memories and denoisers take it: with latents for frames, if there are."""
+    """The observation as memories and denoisers take it: with latents for frames, if any."""
     if self.latents is None:
       return observation
     return dataclasses.replace(
@@ -158,7 +158,7 @@ class WorldModel:
   def write(
       self, state: WorldState, observation: episode.Observation, key: chex.PRNGKey
   ) -> WorldState:
-    """Shows every memory encoded frames; `observe` for frames as they come."""
+    """Shows every memory encoded frames; use `observe` for raw frames."""
     _check_key(key)
     memories = {
         name: memory.write(
@@ -202,15 +202,15 @@ class WorldModel:
       into the memories named in `follows`.
 
     Raises:
-      ValueError: if T is no multiple of the chunk, the dimensions do not fit the model, or the key
-        is none of `jax.random.key`.
+      ValueError: if T is not a multiple of the chunk, the dimensions do not fit the model, or the
+        key was not made by `jax.random.key`.
     """
     _check_key(key)
     batch, length = actions.shape[:2]
     if length % self.chunk or not length:
       raise ValueError(
           f'imagine got {length} actions; expected a multiple of the chunk, {self.chunk}. Pad with '
-          'any action and drop the frames.')
+          'any action and drop the extra frames.')
     if poses.shape[:2] != (batch, length):
       raise ValueError(
           f'imagine got actions {tuple(actions.shape)} and poses {tuple(poses.shape)}; expected as '
@@ -258,7 +258,7 @@ class WorldModel:
     return WorldState(recent=state.recent.push(seen), memories=memories), seen.frames
 
   def validate(self, observation: episode.Observation) -> None:
-    """Checks frames as they come against the model; see `episode.validate` for what it raises."""
+    """Checks raw frames against the model; see `episode.validate` for what it raises."""
     episode.validate(
         observation, action_dim=self.action_dim, pose_dim=self.pose_dim,
         frame_shape=(
@@ -266,7 +266,7 @@ class WorldModel:
 
 
 def _checked_weight(name: str, weight: Any) -> Any:
-  """A weight, always of one type, so that new numbers compile nothing: a float, or float32 [B].
+  """A weight as a float or float32 [B], always the same type, so that new numbers do not recompile.
 
   Raises:
     ValueError: unless it is a finite number, or numbers, as far as that is known.

@@ -1,4 +1,4 @@
-"""From plain descriptions to experts: what a config or the card of a packaged expert says, built.
+"""Builds experts from plain descriptions: from a config, or the card of a packaged expert.
 
 Descriptions are nested dicts of plain values (`ConfigDict.to_dict()`, or the card's JSON), so an
 expert can be rebuilt years later from its card alone.
@@ -121,7 +121,7 @@ def load_latent_space(path: str | os.PathLike[str]) -> tuple[autoencoder.LatentS
 
 
 def encoder_hash(space: autoencoder.LatentSpace) -> str:
-  """What latents are told apart by: the hash of what makes them, whatever decodes them."""
+  """Identifies latents: the hash of everything that makes them, whatever decodes them."""
   return archive.digest_of({
       '/'.join(path): leaf for path, leaf in traverse_util.flatten_dict({
           'encoder': autoencoder.encoder_of(space.params), 'mean': space.mean, 'std': space.std,
@@ -209,16 +209,16 @@ def load_expert(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
 def card(path: str | os.PathLike[str]) -> dict[str, Any]:
   """The card alone of an expert's file or a packaged expert; see `load_expert` for what it raises.
 
-  Its weights are not looked at.
+  Its weights are not checked.
   """
   file = _file(path)
   return _beside(file, packaged.card(file))
 
 
 def _beside(file: str | os.PathLike[str], card: dict[str, Any]) -> dict[str, Any]:
-  """The card, whose depth network is found beside the file if it is not where it was.
+  """The card; a depth network that was moved is looked for beside the file.
 
-  That it is the same one is checked by its hash, see `point_maps`.
+  `point_maps` checks by its hash that it is the same one.
   """
   points = card['config'].get('points')
   if points and not os.path.isfile(points['depth']) and points['depth'] not in packaged.names():
@@ -241,7 +241,7 @@ def build(
     experts: Mapping[str, tuple[Any, Description]], compose: Description,
     latents: autoencoder.LatentSpace | None = None,
 ) -> world_model.WorldModel:
-  """A world model out of loaded experts.
+  """Builds a world model from loaded experts.
 
   Args:
     experts: `{name: (params, description)}` with 'base' and any of 'short_term', 'spatial'. A
@@ -253,7 +253,7 @@ def build(
       no short-term expert is given, 'spatial', the 'frames' it holds, and 'long_term', the base's
       long-term memory (see `recipes.long_term`; its 'field' is how many keys of places it writes
       to, where a base has any), or None for none; 'follows', the memories that imagined frames are
-      written into, the short-term one if it is not given.
+      written into, by default the short-term one.
     latents: The latent space the experts work in, if they do.
 
   Raises:
@@ -334,7 +334,7 @@ def load_files(
     files: Mapping[str, str | os.PathLike[str]], *, compose: Description | None = None,
     autoencoder: str | os.PathLike[str] | None = None,
 ) -> world_model.WorldModel:
-  """A world model out of experts' files, such as `train --package` writes.
+  """Builds a world model from experts' files, such as `train --package` writes.
 
   Args:
     files: `{name: file}` with 'base' and any of 'short_term', 'spatial'; see `build`.
@@ -344,7 +344,7 @@ def load_files(
 
   Raises:
     ValueError: for files that are none of these, do not belong together, or work in other latents.
-    FileNotFoundError: if a file is not there.
+    FileNotFoundError: if a file does not exist.
   """
   experts, latents, encoder = {}, None, None
   if autoencoder:

@@ -51,7 +51,7 @@ def test_bad_episodes_fail_validation_by_name(wmpoe, recordings, tmp_path):
   assert done.code == 2
   assert 'bad: out/episode_00001.npz: not a whole npz archive' in done.err
   assert '1 of 2 episodes in out are bad' in done.err
-  assert '1 bad episodes left out' in wmpoe('data', 'stats', '--source=out').out
+  assert '1 bad episode left out' in wmpoe('data', 'stats', '--source=out').out
   assert wmpoe('data', 'preview', '--source=out').code == 0
 
 
@@ -70,7 +70,7 @@ def test_strict_stops(wmpoe, recordings):
     (['convert', '--source=in'], '--from=None: expected one of media, minari'),
     (['convert', '--source=in', '--from=media'], 'Give the folder to write to'),
     (['convert', '--source=in', '--from=memory_maze', '--size=64', '--workdir=o'],
-     '--size is for media and minari and lerobot, not for memory_maze'),
+     '--size is for media, minari, lerobot; not for memory_maze'),
     (['convert', '--source=in', '--from=media', '--size=a', '--workdir=o'],
      '--size=a: expected one'),
     (['convert', '--source=in', '--from=media', '--action_scale=a', '--workdir=o'],

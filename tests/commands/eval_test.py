@@ -77,7 +77,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_seed(
   measured.clear()
   monkeypatch.setattr(recall, 'measure', counted)
   done = _evaluate(wmpoe, tiny, *flags)
-  assert done.code == 0 and 'going on from 1 measured part(s) in there/.' in done.err
+  assert done.code == 0 and 'resuming from 1 measured part in there/.' in done.err
   assert len(measured) == whole // 2 and numbers() == undisturbed
   assert not list((tmp_path / 'there').glob('.*')), 'nothing is left behind'
 

@@ -116,7 +116,7 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   assert {'psnr', 'ssim', 'psnr_minus_base', 'write_ms_per_frame'} <= set(arm)
   assert arm['psnr']['n'] == 2 and 'psnr_minus_base' not in out['arms']['base']
   assert out['meta']['config']['poses'].startswith('true')
-  assert 'left out, as there are no weights that fit: sliding, full, forcing, absolute.' in done.err
+  assert 'left out for lack of matching weights: sliding, full, forcing, absolute.' in done.err
   assert out['meta']['config']['left_out'] == ['sliding', 'full', 'forcing', 'absolute']
   budget = out['meta']['config']['training']['ssm']
   assert budget['steps'] == 2 and budget['train_flops'] > 1e6 and budget['train_seconds'] > 0

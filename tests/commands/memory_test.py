@@ -39,7 +39,7 @@ def files(made, monkeypatch, tmp_path):
 def test_info_tells_what_is_inside(wmpoe, files):
   done = wmpoe('memory', 'info', files[0])
   assert done.code == 0, done.err
-  for told in ('cards; written by wmpoe', 'frames observed 10, imagined 0', 'can be written on',
+  for told in ('cards; written by wmpoe', 'frames observed 10, imagined 0', 'read, written to',
                'base + spatial by shared_base; weights spatial 1.5', "'name': 'ddim'", 'an open s',
                'spatial/features', 'recent'):
     assert told in done.out
@@ -73,7 +73,7 @@ def test_no_file_is_replaced_unasked(wmpoe, files, tmp_path):
     assert card['lineage'][-1] == f'forked as {branch}'
   before = (tmp_path / files[1]).read_bytes()
   done = wmpoe('memory', 'fork', files[0], f'--out={files[1]}')
-  assert done.code == 2 and "--out='1.npz' is there already: name another" in done.err
+  assert done.code == 2 and "--out='1.npz' already exists: name another" in done.err
   assert (tmp_path / files[1]).read_bytes() == before
   assert wmpoe('memory', 'fork', files[0], f'--out={files[1]}', '--overwrite').code == 0
   assert (tmp_path / files[1]).read_bytes() != before
@@ -90,7 +90,7 @@ def test_forget_hands_the_span_on_and_keeps_the_history(wmpoe, files, tmp_path, 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['forget', '0.npz', '--frames=2:7'], 'does not hold the frames it was written from'),
     (['forget', '0.npz', '--frames=2'], "--frames='2': expected a span such as --frames=10:30."),
-    (['merge', '0.npz'], 'memory merge got 1 files; expected 2: python -m wmpoe memory merge FILE'),
+    (['merge', '0.npz'], 'memory merge got 1 file; expected 2: python -m wmpoe memory merge FILE'),
     (['merge', '0.npz', '1.npz'], 'does not hold the frames it was written from'),
     (['merge', '0.npz', '1.npz', '--how=sum'], 'value should be one of'),
     (['melt', '0.npz'], "memory 'melt': expected one of info, diff, merge, fork, forget."),

@@ -244,9 +244,9 @@ def test_worlds_with_and_without_poses_have_a_base_that_runs(tmp_path, poses):
 def test_what_does_not_fit_the_folder_is_named(tmp_path):
   fit = lambda variant, path: own_data.fit(_description(variant), path)
   poseless = _folder(tmp_path / 'poseless', _world(spaces.Poses()))
-  with pytest.raises(ValueError, match="kind 'none', the spatial expert needs planar ones"):
+  with pytest.raises(ValueError, match="kind 'none'; the spatial expert needs planar ones"):
     fit('pixels_spatial', poseless)
-  with pytest.raises(ValueError, match='frames are 20x20, no multiple of the patch, 8'):
+  with pytest.raises(ValueError, match='frames are 20x20, not a multiple of the patch, 8'):
     fit('pixels_base', _folder(tmp_path / 'odd', _world(spaces.PLANAR, 20)))
   with pytest.raises(ValueError, match=r'--config\.data\.folder=FOLDER to train'):
     fit('pixels_base', '')

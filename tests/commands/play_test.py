@@ -90,7 +90,7 @@ def test_the_config_says_how_it_is_composed(wmpoe, served, monkeypatch):
     (['--chunk=9'], '--chunk=9: expected 1 to 8.'),
     (['--experts=spatial'], "--experts=['spatial'] must include base."),
     ([_MAZE.replace('memory_maze', 'own_data')], 'worlds whose experts are packaged: cards, mem'),
-    ([_MAZE, '--episode=9'], '--episode=9: there are 4, from 0 on.'),
+    ([_MAZE, '--episode=9'], '--episode=9: there are 4, numbered from 0.'),
     ([_MAZE, '--reality=simulator'], 'pip install wmpoe[maze]'),
     (['--memory=nowhere.npz'], 'No such file'),
 ])

@@ -195,13 +195,13 @@ def test_reality_is_watched_and_followed(one, monkeypatch):
     header, pictures = one.advance()[-1]
     assert header['pose'] == moment.place.pose.tolist()
     np.testing.assert_array_equal(pictures['truth'], moment.frame)
-  with pytest.raises(ValueError, match='The recording has come to its end'):
+  with pytest.raises(ValueError, match='The recording has ended'):
     one.advance()
   assert not one.wants_step() and not one.settings.follow
 
 
 @pytest.mark.parametrize(('what', 'args', 'message'), [
-    ('rewind', {'frames': 1}, 'no way further back'),
+    ('rewind', {'frames': 1}, 'cannot be rewound any further'),
     ('branch', {'index': 0}, 'There are 0 forks'),
     ('watch', {'frames': 5}, 'wake up first'),
     ('follow', {'on': True}, 'not recorded'),

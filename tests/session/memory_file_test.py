@@ -61,7 +61,7 @@ def test_with_its_history_writing_goes_on_bit_for_bit(seen, tmp_path):
 
 def test_without_its_history_it_is_read_only_and_says_so(seen, path, tmp_path):
   loaded = session.Session.load(path, seen)
-  with pytest.raises(ValueError, match='can be read, not written on. Save with history=True'):
+  with pytest.raises(ValueError, match='can be read, not written to. Save with history=True'):
     loaded.observe(small.observation(2, 6))
   with pytest.raises(ValueError, match='loaded without its history and cannot be saved with it'):
     loaded.save(tmp_path / 'again.npz', history=True)

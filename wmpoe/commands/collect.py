@@ -1,11 +1,11 @@
-"""Writes episodes of an environment to disk. The same command goes on with an unfinished folder.
+"""Writes episodes of an environment to disk. The same command resumes an unfinished folder.
 
   python -m wmpoe collect --config=configs/cards.py --episodes=100 --workdir=data/cards
   python -m wmpoe collect --config=configs/memory_maze.py --episodes=100 --workdir=data/maze/train
 
 Memory Cards: one npz per episode in the project's format (frames, actions, poses, meta), and a
 spaces.json. Memory Maze: rendered by its simulator (pip install wmpoe[maze]), one npz per episode
-in the fields of the public dataset, and a collection.json with coverage and revisits.
+with the fields of the public dataset, and a collection.json with coverage and revisits.
 """
 
 from collections.abc import Sequence
@@ -29,18 +29,18 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   common.define_config(flags, argv)
   define = lambda kind, *args: getattr(absl_flags, f'DEFINE_{kind}')(*args, flag_values=flags)
   define('string', 'workdir', 'outputs/episodes', 'Folder to write to.')
-  define('integer', 'episodes', 10, 'How many episodes.')
+  define('integer', 'episodes', 10, 'Number of episodes.')
   define('string', 'split', 'train', f'One of {", ".join(cards.SPLITS)}.')
-  define('boolean', 'overwrite', False, 'Delete what is there instead of going on with it.')
-  define('string', 'kind', None, "Cards: 'walk', 'script', or both in turn if not given.")
-  define('integer', 'size', None, "Maze: cells a side (9, 11, 13, 15); the config's if not given.")
-  define('integer', 'length', None, "Maze: simulator steps per episode; the config's if not given.")
+  define('boolean', 'overwrite', False, 'Delete existing episodes instead of resuming.')
+  define('string', 'kind', None, "Cards: 'walk' or 'script'; by default both in turn.")
+  define('integer', 'size', None, "Maze: cells per side (9, 11, 13, 15); by default the config's.")
+  define('integer', 'length', None, "Maze: simulator steps per episode; by default the config's.")
   define('string', 'policy', None,
          f'Maze: one of {", ".join(maze_collection.POLICIES)} (mixed: both in turn, the default).')
-  define('integer', 'seed', None, 'Maze: another seed gives other episodes (0 if not given).')
-  define('integer', 'processes', None, 'Maze: how many simulators run at a time (1 if not given).')
-  define('boolean', 'depth', None, 'Maze: also render how far every pixel is.')
-  define('boolean', 'strict', False, 'Maze: stop at an episode that cannot be made.')
+  define('integer', 'seed', None, 'Maze: seed of the episodes; by default 0.')
+  define('integer', 'processes', None, 'Maze: simulators to run in parallel; by default 1.')
+  define('boolean', 'depth', None, 'Maze: also render the depth of every pixel.')
+  define('boolean', 'strict', False, 'Maze: stop at the first episode that cannot be made.')
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -72,7 +72,8 @@ def _collect_cards(flags: absl_flags.FlagValues, env: dict[str, Any]) -> None:
       overwrite=flags.overwrite):
     progress(f'collecting into {folder}', step.done / step.total)
   progress.done()
-  print(f'wrote {flags.episodes} episodes to {folder} ({time.monotonic() - begun:.1f} s); next: '
+  print(f'wrote {common.counted(flags.episodes, "episode")} to {folder} '
+        f'({time.monotonic() - begun:.1f} s); next: '
         f"python -c \"from wmpoe.data import episode; "
         f"print(episode.Episode.load('{folder}/episode_00000.npz').frames.shape)\"")
 
@@ -106,7 +107,7 @@ def _collect_maze(flags: absl_flags.FlagValues, env: dict[str, Any]) -> None:
   if not report['episodes']:
     raise RuntimeError(f'None of the {len(bad)} episodes could be made; see above.')
   rate = written * world.length / seconds
-  print(f'wrote {written} episodes to {folder} ({seconds:.0f} s, {rate:.1f} frames/s); report: '
-        f'{folder / maze_collection.INDEX}')
+  print(f'wrote {common.counted(written, "episode")} to {folder} ({seconds:.0f} s, '
+        f'{rate:.1f} frames/s); report: {folder / maze_collection.INDEX}')
   print('next: python -c "from wmpoe.data import memory_maze; '
         f"print(memory_maze.MazeFolder('{folder}')[0].frames.shape)\"")

@@ -22,12 +22,12 @@ _EXAMPLE = 'configs/cards.py:base'
 
 
 def command_line() -> str:
-  """What this process was called with, as a shell takes it: kept with results and weights."""
+  """The command line of this process, quoted for a shell; stored with results and weights."""
   return shlex.join(['python', '-m', 'wmpoe', *sys.argv[1:]])
 
 
 def program() -> str:
-  """How to call this program again: `python -m wmpoe`, or its interpreter if that is not python."""
+  """How to run this program again: `python -m wmpoe`, or by its path if `python` is another."""
   if shutil.which('python') == sys.executable:
     return 'python -m wmpoe'
   path = pathlib.Path(sys.executable)
@@ -36,17 +36,17 @@ def program() -> str:
 
 
 def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
-  """Adds `--config=FILE[:VARIANT]` and with it each `--config.key=value` that argv holds."""
+  """Adds `--config=FILE[:VARIANT]` and every `--config.key=value` in argv."""
   config_flags.DEFINE_config_file(
-      'config', None, f'Config file and variant, for instance {_EXAMPLE}; single values are set '
-      'by --config.key=value.', flag_values=flags, sys_argv=list(argv))
+      'config', None, f'Config file and variant, for instance {_EXAMPLE}; set single values with '
+      '--config.key=value.', flag_values=flags, sys_argv=list(argv))
 
 
 def check_config_file(argv: Sequence[str]) -> None:
-  """Checks that the config file that argv names is there.
+  """Checks that the config file named in argv exists.
 
   Raises:
-    FileNotFoundError: if it is not.
+    FileNotFoundError: if it does not.
   """
   for index, argument in enumerate(argv):
     name, given, value = argument.partition('=')
@@ -54,8 +54,9 @@ def check_config_file(argv: Sequence[str]) -> None:
       file = (value if given else ''.join(argv[index + 1:index + 2])).partition(':')[0]
       if not pathlib.Path(file).is_file():
         raise FileNotFoundError(
-            f'--config={file}: there is no such file in {pathlib.Path.cwd()}. Give its whole path, '
-            "or run where it is, for instance in the folder that holds this project's configs/.")
+            f'--config={file}: there is no such file in {pathlib.Path.cwd()}. Give its full path, '
+            "or run in the folder it starts from, for instance the one with this project's "
+            'configs/.')
 
 
 def config_of(flags: absl_flags.FlagValues) -> ml_collections.ConfigDict:
@@ -70,13 +71,14 @@ def config_of(flags: absl_flags.FlagValues) -> ml_collections.ConfigDict:
 
 
 def define_distributed(flags: absl_flags.FlagValues) -> None:
-  """Adds the switch of pods."""
+  """Adds the flags of pods."""
   absl_flags.DEFINE_string(
-      'distributed', '', 'One process of a pod: auto (Cloud TPU, GKE, Slurm, Open MPI), or '
-      'HOST:PORT,N,I: address of process 0, number of processes, index of this one; off: one '
-      f'process. If not given, the variables {", ".join(multihost.VARIABLES)}.', flag_values=flags)
+      'distributed', '', 'How this process joins a pod: auto (Cloud TPU, GKE, Slurm, Open MPI); '
+      'HOST:PORT,N,I (address of process 0, number of processes, index of this one); or off (a '
+      f'single process). By default, the variables {", ".join(multihost.VARIABLES)} decide, if '
+      'set.', flag_values=flags)
   absl_flags.DEFINE_float(
-      'join_timeout', 300.0, 'Pods: seconds that processes may take to join.', lower_bound=1.0,
+      'join_timeout', 300.0, 'Pods: seconds to wait for all processes to join.', lower_bound=1.0,
       flag_values=flags)
 
 
@@ -84,15 +86,15 @@ def define_mesh(flags: absl_flags.FlagValues) -> None:
   """Adds the flag that spreads a command over devices."""
   absl_flags.DEFINE_string(
       'mesh', '', f'Devices along each axis ({", ".join(sharding.AXES)}), for instance '
-      'data=2,fsdp=4; -1 for all that remain. All devices along data by default.',
+      'data=2,fsdp=4; -1 takes all that remain. By default, all devices are on data.',
       flag_values=flags)
 
 
 def mesh_of(flags: absl_flags.FlagValues) -> Any:
-  """The mesh of `--mesh`, of all devices of all processes.
+  """The mesh that `--mesh` describes, over all devices of all processes.
 
   Raises:
-    ValueError: if it cannot be read, or does not use the devices there are.
+    ValueError: if it cannot be parsed, or does not use exactly the available devices.
   """
   sizes = {}
   for part in filter(None, flags.mesh.split(',')):
@@ -107,11 +109,11 @@ def mesh_of(flags: absl_flags.FlagValues) -> Any:
 
 
 def output_folder(path: str) -> pathlib.Path:
-  """Makes a folder and makes sure that it can be written to, before any work is done.
+  """Creates a folder and checks that it is writable, before any work is done.
 
   Raises:
-    OSError: if it can't be.
-    ValueError: if it is an object store's.
+    OSError: if it is not.
+    ValueError: if it is in an object store.
   """
   folder = whole_file.local(path)
   try:
@@ -127,9 +129,9 @@ def output_folder(path: str) -> pathlib.Path:
 
 
 class Progress:
-  """Tells what is being done and how long is left, on stderr: a live line, or one line per change.
+  """Prints progress and the time left to stderr: a live line, or one line per change.
 
-  In a pod process 0 does.
+  In a pod only process 0 prints.
   The share of the whole is `(stage + share) / stages`; a stage may take any number of calls.
   """
 
@@ -140,7 +142,7 @@ class Progress:
     self.live = self.speaks and sys.stderr.isatty()
 
   def __call__(self, text: str, share: float) -> None:
-    """Says what is being done and which share of it is done; a new text is the next stage."""
+    """Reports what is being done and how much of it is done; a new text starts the next stage."""
     if text != self.text:
       self.text, self.stage = text, self.stage + 1
       self.said = 0.0
@@ -159,6 +161,11 @@ class Progress:
     """Ends the live line."""
     if self.live:
       print(file=sys.stderr)
+
+
+def counted(number: int, noun: str) -> str:
+  """A number with its noun: '1 episode', '2 episodes'."""
+  return f'{number} {noun}{"" if number == 1 else "s"}'
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -4,10 +4,9 @@ r"""Compiles training, memory writing and composed sampling for a TPU slice, on 
   python -m wmpoe compile --topology=v5e:4x4,v6e:8x8 --config=configs/memory_maze.py:base \
       --compare=configs/memory_maze.py:base_1b
 
-No TPU is needed: the TPU compiler (pip install -e '.[tpu]') makes the program that would run and
-tells its memory, work and communication. Results go to --workdir, one JSON file per program and
-slice and a table over all of them. A program that is there already, by its text, is not compiled
-again.
+No TPU is needed: the TPU compiler (pip install -e '.[tpu]') builds the program that would run and
+reports its memory, work and communication. Results go to --workdir: one JSON file per program and
+slice, and a table of all of them. A program whose text has not changed is not compiled again.
 """
 
 from collections.abc import Sequence
@@ -39,36 +38,36 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   """Adds the flags of `compile`."""
   common.define_config(flags, argv)
   config_flags.DEFINE_config_file(
-      'compare', None, 'A second config, compiled for the same slices and compared.',
+      'compare', None, 'A second config to compile for the same slices and compare.',
       flag_values=flags, sys_argv=list(argv))
   absl_flags.DEFINE_list(
-      'topology', [], 'TPU slices, generation and shape in chips, such as v5e:4x4,v5p:4x4x4.',
+      'topology', [], 'TPU slices by generation and shape in chips, such as v5e:4x4,v5p:4x4x4.',
       flag_values=flags)
   absl_flags.DEFINE_list(
-      'programs', [], f'Some of {", ".join(programs.PROGRAMS)}; by default those the config has.',
-      flag_values=flags)
+      'programs', [], f'Programs to compile, out of {", ".join(programs.PROGRAMS)}; by default '
+      'those the config has.', flag_values=flags)
   absl_flags.DEFINE_list(
       'mesh', ['fsdp=8'], 'Sizes of the mesh axes fsdp and tensor (training) and expert '
-      '(sampling); the other chips lie on data.', flag_values=flags)
+      '(sampling); the remaining chips are on data.', flag_values=flags)
   absl_flags.DEFINE_integer(
-      'batch', 0, "Examples of an update over all chips; 0 for the config's.", flag_values=flags)
+      'batch', 0, "Batch size over all chips; 0 for the config's.", flag_values=flags)
   absl_flags.DEFINE_integer(
-      'episodes', 1024, 'Episodes written or imagined in one call.', flag_values=flags)
+      'episodes', 1024, 'Episodes written or imagined per call.', flag_values=flags)
   absl_flags.DEFINE_list(
       'experts', [], f'Variants of the same config file, {" and ".join(_COMPOSED)}, that the '
       'sampler composes with the base and its long-term memory.', flag_values=flags)
   absl_flags.DEFINE_bool(
-      'memories', True, 'Compose with the long-term memory; without, the base samples alone.',
+      'memories', True, 'Compose with the long-term memory; if false, the base samples alone.',
       flag_values=flags)
   absl_flags.DEFINE_string(
-      'workdir', 'outputs/compile', 'Folder of the results.', flag_values=flags)
+      'workdir', 'outputs/compile', 'Folder for the results.', flag_values=flags)
   absl_flags.DEFINE_string(
-      'page', '', 'Markdown file to write the table of all results in --workdir to.',
+      'page', '', 'Markdown file for the table of all results in --workdir.',
       flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-  """Compiles what is asked and writes the table."""
+  """Compiles what was asked for and writes the table."""
   if 'JAX_PLATFORMS' not in os.environ:
     jax.config.update('jax_platforms', 'cpu')  # the TPU compiler is here, a TPU is not
   config = common.config_of(flags)
@@ -109,8 +108,8 @@ def run(flags: absl_flags.FlagValues) -> None:
   if flags.compare:
     print('\nThe second config over the first:\n')
     print(report.comparison(done['config'], done['compare']))
-  print(f'\nwrote {page} and {folder}/*.json ({len(rows)} programs); next: another --topology, or '
-        'launch the training there')
+  print(f'\nwrote {page} and {folder}/*.json ({common.counted(len(rows), "program")}); next: try '
+        'another --topology, or launch the training on such a slice')
 
 
 def _sizes(mesh: Sequence[str]) -> dict[str, int]:
@@ -124,24 +123,24 @@ def _sizes(mesh: Sequence[str]) -> dict[str, int]:
     axis, _, size = item.partition('=')
     if axis not in sharding.AXES[1:] or not size.isdigit() or not int(size):
       raise ValueError(
-          f'--mesh={item}: expected axis=size, with an axis of {", ".join(sharding.AXES[1:])}; '
-          'data takes the chips that remain.')
+          f'--mesh={item}: expected axis=size, where axis is one of '
+          f'{", ".join(sharding.AXES[1:])}; data takes the chips that remain.')
     sizes[axis] = int(size)
   return sizes
 
 
 def _mesh(where: topologies.Slice, sizes: dict[str, int], axes: Sequence[str]) -> Any:
-  """The slice as a mesh with some of the axes; the chips that remain lie on 'data'."""
+  """The slice as a mesh with some of the axes; the remaining chips are on 'data'."""
   used = {axis: size for axis, size in sizes.items() if axis in axes}
   return sharding.make_mesh({'data': -1, **used}, topologies.devices(where))
 
 
 def _for_tpu(description: dict[str, Any]) -> dict[str, Any]:
-  """What 'auto' stands for on a TPU, as the machine that compiles is none; blocks in a loop."""
+  """Replaces 'auto' by its choice on a TPU, which this machine is not; runs blocks in a loop."""
   model = description.get('model')
   if not model:
     raise ValueError(
-        'This config names no denoiser; expected a variant such as configs/memory_maze.py:base.')
+        'This config has no denoiser; expected a variant such as configs/memory_maze.py:base.')
   chosen = {'implementation': 'dot_product_attention', 'scan': 'associative'}
   given = {k: v for k, v in model.items() if k not in chosen or v != 'auto'}
   return {**description, 'model': {'scan_layers': True, **chosen, **given}}
@@ -151,7 +150,7 @@ def _row(
     flags: absl_flags.FlagValues, description: dict[str, Any], file: str, program: str,
     where: topologies.Slice, sizes: dict[str, int], folder: pathlib.Path,
 ) -> dict[str, Any]:
-  """Compiles one program, or reads what an earlier call found of the very same one."""
+  """Compiles one program, or reads the result of an earlier call for the same one."""
   axes = {'train': ('fsdp', 'tensor'), 'imagine': ('expert',)}.get(program, ())
   mesh = _mesh(where, sizes, axes)
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which a custom kernel asks for
@@ -170,7 +169,7 @@ def _row(
 def _job(
     flags: absl_flags.FlagValues, description: dict[str, Any], file: str, program: str, mesh: Any
 ) -> tuple[str, programs.Job]:
-  """A program and what it is called in tables."""
+  """A program's name in tables, and the program."""
   kernel = ', splash' if description['model']['implementation'] == 'splash' else ''
   if program == 'train':
     runs.check_mesh(mesh, description)

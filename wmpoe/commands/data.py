@@ -1,4 +1,4 @@
-"""Your own data: converts what was recorded, checks it, describes it, shows it.
+"""Your own data: converts recordings, checks them, describes them, shows them.
 
   python -m wmpoe data convert --from=media --source=recordings --workdir=data/mine --size=64
   python -m wmpoe data validate --source=data/mine
@@ -6,9 +6,9 @@
   python -m wmpoe data preview  --source=data/mine --workdir=outputs/preview
 
 Converts from: media (a folder of videos, or of folders of images, each with a CSV or JSON table of
-actions and poses), minari, lerobot, memory_maze. Gymnasium environments are recorded while they
-run: wmpoe.data.sources.rollouts.EpisodeRecorder. The format, the tables and a guide from frames to
-a world model: docs/own_data.md.
+actions and poses), minari, lerobot, memory_maze. To record a Gymnasium environment while it runs,
+use wmpoe.data.sources.rollouts.EpisodeRecorder. docs/own_data.md describes the format and the
+tables, and guides you from frames to a world model.
 """
 
 from collections.abc import Sequence
@@ -45,28 +45,30 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   del argv
   define = lambda kind, *args: getattr(absl_flags, f'DEFINE_{kind}')(*args, flag_values=flags)
   define('string', 'topic', '', f'One of {", ".join(TOPICS)}; given as a word: data stats.')
-  define('string', 'source', None, 'Folder to read; for minari also the name of a dataset.')
+  define('string', 'source', None, 'Folder to read; for minari, also the name of a dataset.')
   define('string', 'workdir', None, 'Folder to write to (convert, preview, stats.json).')
   define('string', 'from', None, f'convert: one of {", ".join(KINDS)}.')
-  define('list', 'size', None, 'convert: side of the frames in pixels, or HEIGHT,WIDTH: the middle '
-         'of each picture, scaled; as they are if not given.')
+  define('list', 'size', None, 'convert: side of the frames in pixels, or HEIGHT,WIDTH; each '
+         'picture is cropped to its middle and scaled. By default, pictures stay as they are.')
   define('integer', 'skip', 1, 'convert: steps per frame; a frame has the actions of all of them.')
-  define('list', 'actions', [], 'convert, media: names of the discrete actions in order.')
+  define('list', 'actions', [], 'convert, media: names of the discrete actions, in order.')
   define('string', 'action_at', None, "convert, media: 'frame' if row t is the action taken at "
          "frame t (the default), 'arrival' if it is the one that led to it.")
-  define('list', 'action_scale', [], 'convert: divide continuous actions by this, or these.')
+  define('list', 'action_scale', [],
+         'convert: number to divide continuous actions by, or one number for each.')
   define('float', 'pose_scale', 1.0, 'convert: divide x and y by this, so that they are in cells.')
-  define('string', 'unit', '', 'convert: name of the unit of lengths then.')
+  define('string', 'unit', '', 'convert: name of the unit of length after scaling.')
   define('string', 'frames', None, 'convert, minari and lerobot: name of the camera.')
-  define('string', 'poses', None, 'convert, minari and lerobot: name of what to take as poses.')
-  define('string', 'pose_kind', None, 'convert, minari and lerobot: planar, grid or vector.')
+  define('string', 'poses', None, 'convert, minari and lerobot: name of the entry to use as poses.')
+  define('string', 'pose_kind', None,
+         'convert, minari and lerobot: kind of the poses: planar, grid or vector.')
   define('float', 'fps', None, 'convert, media: frames per second, if the files do not say.')
   define('string', 'environment', '', 'convert: name of the world.')
-  define('integer', 'min_length', 2, 'convert: fewest frames of an episode.')
+  define('integer', 'min_length', 2, 'convert: minimum number of frames per episode.')
   define('boolean', 'strict', False, 'convert: stop at the first bad episode.')
   define('boolean', 'overwrite', False, 'convert: delete the episodes in --workdir first.')
   define('integer', 'episodes', 8, 'preview: how many episodes to show.')
-  define('integer', 'columns', 12, 'preview: how many frames of each.')
+  define('integer', 'columns', 12, 'preview: how many frames to show of each.')
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -86,7 +88,7 @@ def _convert(flags: absl_flags.FlagValues) -> None:
     raise ValueError(f'--from={kind}: expected one of {", ".join(KINDS)}.')
   for flag, kinds in _ONLY.items():
     if flags[flag].value and kind not in kinds:
-      raise ValueError(f'--{flag} is for {" and ".join(kinds)}, not for {kind}.')
+      raise ValueError(f'--{flag} is for {", ".join(kinds)}; not for {kind}.')
   if not flags.workdir:
     raise ValueError('Give the folder to write to, for instance --workdir=data/mine.')
   options = conversion.Options(
@@ -148,7 +150,7 @@ def _size(texts: Sequence[str] | None) -> tuple[int, int] | None:
 
 
 def _look(flags: absl_flags.FlagValues, use: Any) -> tuple[Any, int, dict[str, str]]:
-  """Calls `use(spaces)` for a taker of episodes and feeds it the good ones of the folder."""
+  """Calls `use(spaces)` to get a consumer, and feeds it the good episodes of the folder."""
   spaces, files, count = inspection.look(flags.source)
   take, bad = use(spaces), {}
   progress = common.Progress(1)
@@ -187,7 +189,7 @@ def _stats(flags: absl_flags.FlagValues) -> None:
   summary = gathered[0].summary()
   print(inspection.describe(spaces, summary))
   if bad:
-    print(f'{len(bad)} bad episodes left out, named above')
+    print(f'{common.counted(len(bad), "bad episode")} left out; see above')
   if flags.workdir:
     path = common.output_folder(flags.workdir) / 'stats.json'
     text = json.dumps({**summary, 'bad': bad}, indent=2).encode()

@@ -5,9 +5,9 @@
 
 Loads the packaged experts and held-out episodes, writes each episode's history into every memory,
 imagines what comes next, and shows what was remembered: a table here, and results.json, report.html
-and episode.gif in the output folder. Memory Cards: all cards were revealed and covered again, and
-are revealed a second time. Memory Maze: real episodes of the simulator, 200 frames to remember, and
-the frames that follow.
+and episode.gif in the output folder. Memory Cards: all cards are revealed, covered again, and
+revealed a second time. Memory Maze: real episodes of the simulator, with 200 frames to remember
+and the frames that follow.
 """
 
 from collections.abc import Sequence
@@ -40,10 +40,11 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   common.define_config(flags, argv)
   absl_flags.DEFINE_string(
       'workdir', 'outputs/demo', 'Folder to write to.', flag_values=flags)
-  absl_flags.DEFINE_integer('episodes', 16, 'Held-out episodes, at most.', flag_values=flags)
+  absl_flags.DEFINE_integer(
+      'episodes', 16, 'Maximum number of held-out episodes.', flag_values=flags)
   absl_flags.DEFINE_integer('seed', 0, 'Seed of writing and sampling.', flag_values=flags)
   absl_flags.DEFINE_list(
-      'experts', None, 'Which experts to compose, base among them; all if not given.',
+      'experts', None, 'Experts to compose, including base; by default all.',
       flag_values=flags)
 
 
@@ -51,8 +52,8 @@ def run(flags: absl_flags.FlagValues) -> None:
   """Runs the demo."""
   if flags.episodes < 2:
     raise ValueError(
-        f"--episodes={flags.episodes}: expected at least 2, as one control is another episode's "
-        'memory.')
+        f'--episodes={flags.episodes}: expected at least 2, because one control uses another '
+        "episode's memory.")
   folder = common.output_folder(flags.workdir)
   description = {'env': {'name': 'cards'}} if flags.config is None else common.plain(flags.config)
   name = description['env']['name']
@@ -89,7 +90,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 def _cards(
     model: world_model.WorldModel, description: dict[str, Any], flags: absl_flags.FlagValues
 ) -> tuple[dict[str, Any], Any, Any]:
-  """Memory Cards: what `results.make` takes, film strips, the film of one episode."""
+  """Memory Cards: arguments for `results.make`, film strips, the film of one episode."""
   del description
   env = cards.CardsConfig()
   task = recall.problem(env, range(flags.episodes), split='test', chunk=model.chunk)

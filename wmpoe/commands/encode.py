@@ -1,10 +1,10 @@
-"""Encodes Memory Maze episodes, or your own, into a latent cache, once for all that use them.
+r"""Encodes Memory Maze episodes, or your own, into a latent cache that every run can use.
 
   python -m wmpoe encode --config=configs/memory_maze.py \
       --source=data/memory_maze_9x9/training --workdir=data/latents/training
 
-The cache is keyed by the autoencoder's hash: a run with another autoencoder refuses it. Says how
-well the frames are reconstructed.
+The cache is keyed by the autoencoder's hash: a run with another autoencoder refuses it. The command
+also reports how well the autoencoder reconstructs the frames.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   common.define_config(flags, argv)
   define = lambda kind, *args: getattr(absl_flags, f'DEFINE_{kind}')(*args, flag_values=flags)
   define('string', 'source', None, 'Folder of episodes (*.npz).')
-  define('string', 'workdir', None, 'Folder of the cache to write.')
-  define('boolean', 'strict', False, 'Stop at the first file that is no good instead of naming it.')
+  define('string', 'workdir', None, 'Folder to write the cache to.')
+  define('boolean', 'strict', False, 'Stop at the first bad file; otherwise name and skip it.')
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -66,7 +66,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   for done, _ in enumerate(writing):
     progress(f'encoding into {folder}', (done + 1) / len(found))
   progress.done()
-  print(f'wrote the latents of {len(found)} episodes to {folder} '
+  print(f'wrote the latents of {common.counted(len(found), "episode")} to {folder} '
         f'({time.monotonic() - begun:.1f} s); reconstruction '
         f'{metrics.format_value("psnr", about["reconstruction_psnr"])}\n'
         f'next: python -m wmpoe train --config=configs/{_NEXT[description["env"]["name"]]} ...')

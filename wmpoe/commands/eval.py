@@ -11,12 +11,12 @@ Memory Cards. recall: every arm and control of the README's table; steps: recall
 memory against inner steps and against seconds.
 Memory Maze and own data. table1: the frames right after a history of 200; revisit: frames from
 several places further on, split into those seen long ago and those never seen; replay: frames of
-the history itself; contrast: experts with and without theirs; context and rank: by length of the
-history and by LoRA rank; streaming: rounds of write, imagine, append.
-Episodes of the test split are reported; those of --split=validation (Memory Cards), or of another
---source (mazes, own data), are for choosing anything. A run that is stopped goes on, part by part,
-by the same command. Several protocols with commas between them are measured one after the other;
-table1,revisit in the time of revisit.
+the history itself; contrast: experts with and without their contrast; context and rank: by length
+of the history and by LoRA rank; streaming: rounds of write, imagine, append.
+Results are reported on test episodes. To choose settings, use --split=validation (Memory Cards) or
+another --source (mazes, own data). The same command resumes a stopped run, part by part. Several
+protocols, separated by commas, are measured one after the other; table1,revisit takes no longer
+than revisit alone.
 """
 
 from collections.abc import Sequence
@@ -61,18 +61,21 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   common.define_distributed(flags)
   define = lambda kind, *args, **kw: getattr(
       absl_flags, f'DEFINE_{kind}')(*args, flag_values=flags, **kw)
-  define('string', 'protocol', None, 'One of these, or several with commas: ' + '; '.join(
+  define('string', 'protocol', None, 'One or several, separated by commas. ' + '; '.join(
       f'{name}: {", ".join(known)}' for name, known in PROTOCOLS.items()) + '.')
   define('string', 'workdir', 'outputs/eval', 'Folder to write to.')
-  define('string', 'experts', '', 'Files of experts instead of the packaged ones: '
-         'name=file,name=file with names base, short_term, spatial.')
-  define('integer', 'episodes', 64, 'Held-out episodes.')
-  define('integer', 'seeds', 3, 'Seeds of writing and sampling: 0, 1, ...')
-  define('string', 'split', 'test', "Memory Cards: 'test' to report, 'validation' to choose.")
+  define('string', 'experts', '', 'Expert files to use instead of the packaged ones: '
+         'name=file,name=file, where name is base, short_term or spatial.')
+  define('integer', 'episodes', 64, 'Maximum number of held-out episodes.')
+  define('integer', 'seeds', 3, 'Number of seeds for writing and sampling: 0, 1, ...')
+  define('string', 'split', 'test',
+         "Memory Cards: 'test' to report results, 'validation' to choose settings.")
   define('string', 'source', None, 'Memory Maze and own data: folder of held-out episodes (*.npz).')
-  define('boolean', 'strict', False, 'Stop at the first file that is no good instead of naming it.')
-  define('list', 'metrics', ['lpips_vgg', 'lpips_alex', 'ssim', 'psnr'], 'Memory Maze: metrics.')
-  define('list', 'steps', ['20', '50', '100', '250'], 'Inner steps of the protocol steps.')
+  define('boolean', 'strict', False, 'Stop at the first bad file; otherwise name and skip it.')
+  define('list', 'metrics', ['lpips_vgg', 'lpips_alex', 'ssim', 'psnr'],
+         'Memory Maze and own data: metrics to measure.')
+  define('list', 'steps', ['20', '50', '100', '250'],
+         'Protocol steps: numbers of inner steps to measure after.')
 
 
 def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldModel:
@@ -80,7 +83,7 @@ def model_of(experts: str, description: dict[str, Any]) -> world_model.WorldMode
   compose = description['compose']
   own = description['env']['name'] == own_data.NAME
   if own and not experts:
-    raise ValueError('Give the experts you trained on your data, those you have: --experts='
+    raise ValueError('Give the experts you trained on your data, as many as you have: --experts='
                      'base=base.npz,short_term=short_term.npz,spatial=spatial.npz')
   if not experts:
     return zoo.load(description['env']['name'], compose=compose)
@@ -106,11 +109,11 @@ def run(flags: absl_flags.FlagValues) -> None:
     if protocol not in PROTOCOLS[name]:
       raise ValueError(
           f'Unknown protocol {protocol!r} of {name}; expected one of {", ".join(PROTOCOLS[name])}, '
-          'or several with commas between them.')
+          'or several separated by commas.')
   if flags.episodes < 2 or flags.seeds < 1:
     raise ValueError(
         f'--episodes={flags.episodes} and --seeds={flags.seeds}: expected at least 2 episodes (one '
-        "control is another episode's memory) and 1 seed.")
+        "control uses another episode's memory) and 1 seed.")
   folder = common.output_folder(flags.workdir)
   model = model_of(flags.experts, description)
   measure, kept = _cards if name == 'cards' else _maze, []
@@ -133,7 +136,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 def _write(
     folder: pathlib.Path, protocol: str, title: str, strips: Any, result: dict[str, Any]) -> None:
-  """Writes a result and its page, and shows it."""
+  """Writes a result and its page, and prints its table."""
   path = results.write(folder / f'{protocol}.json', result)
   page = report.render(result, folder, strips=strips, title=title, name=f'{protocol}.html')
   print(report.terminal_table(result))
@@ -144,15 +147,15 @@ def _keep(
     folder: pathlib.Path, protocol: str, description: dict[str, Any],
     flags: absl_flags.FlagValues, arrays: Any,
 ) -> kept_lib.Kept:
-  """Where this measurement is kept until its result is written; says so if it goes on."""
+  """Where this measurement is kept until its result is written; prints a line if it resumes."""
   measured = _SHARED.get(protocol, protocol)
   facts = results.meta(measured, description, seeds=[], seconds=0.0)
   chosen = {name: flags[name].value for name in ('split', 'metrics', 'steps')}
   name = kept_lib.fingerprint([facts, chosen], arrays)
   kept = kept_lib.Kept(folder / f'.{measured}-{name}', writes=multihost.is_main())
   if kept.parts():
-    print(f'going on from {kept.parts()} measured part(s) in '
-          f'{kept.folder}; without that folder all is measured anew', file=sys.stderr)
+    print(f'resuming from {common.counted(kept.parts(), "measured part")} in {kept.folder}; delete '
+          'that folder to measure everything again', file=sys.stderr)
   return kept
 
 
@@ -196,8 +199,8 @@ def _maze(
   """A protocol of a maze or own data: what `_cards` returns."""
   if flags['split'].present:
     raise ValueError(
-        f'--split={flags.split} is of Memory Cards, whose episodes are made as they are asked for; '
-        'give the folder of the episodes of this world, --source.')
+        f'--split={flags.split} is for Memory Cards, whose episodes are generated on demand; give '
+        'the folder of the episodes of this world, --source.')
   if not flags.source:
     raise ValueError(
         'Give the folder of held-out Memory Maze episodes, for instance --source=data/maze/test '
@@ -212,8 +215,8 @@ def _maze(
   count = min(flags.episodes, len(found))
   if count < 2:
     raise ValueError(
-        f'{flags.source} holds {count} good episode: expected at least 2, as one control is '
-        "another episode's memory.")
+        f'{flags.source} holds {common.counted(count, "good episode")}: expected at least 2, '
+        "because one control uses another episode's memory.")
   encode = None if model.latents is None else jax.jit(model.latents.encode)
   odometry = None
   if description['protocol']['odometry']:
@@ -230,9 +233,9 @@ def _maze(
         setting, description['env'], zoo.encoder_hash(model.latents))
     training |= {arm: budgets.runs(said['file']) for arm, said in facts['training'].items()}
     if facts['left_out']:
-      print(f'left out, as there are no weights that fit: {", ".join(facts["left_out"])}. Give '
-            'them with --config.protocol.baselines.NAME=FILE.npz; python -m wmpoe train makes '
-            'them.', file=sys.stderr)
+      print(f'left out for lack of matching weights: {", ".join(facts["left_out"])}. Train them '
+            'with python -m wmpoe train and give them with '
+            '--config.protocol.baselines.NAME=FILE.npz.', file=sys.stderr)
   seen = [(item.frames, item.actions, item.poses) for item in episodes]
   kept = _keep(
       folder, protocol, description, flags, (model, baselines, odometry and odometry[1], seen))

@@ -1,4 +1,4 @@
-"""Describes what is here: packaged experts, one expert's card, or what composition rules do.
+"""Describes the packaged experts, the card of one expert, or what composition rules do.
 
 python -m wmpoe info                     packaged experts and this installation
 python -m wmpoe info --expert=FILE       the card of one expert, checked against its weights
@@ -29,7 +29,7 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   absl_flags.DEFINE_string(
       'expert', '', 'File of an expert, or name of a packaged one.', flag_values=flags)
   absl_flags.DEFINE_string(
-      'workdir', 'outputs/info', 'Folder of the plot of topic composition.', flag_values=flags)
+      'workdir', 'outputs/info', 'Folder for the plot of topic composition.', flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:

@@ -1,14 +1,14 @@
-"""Looks into memory files, which `Session.save` writes, and makes new ones out of them.
+"""Inspects memory files, which `Session.save` writes, and makes new ones from them.
 
-python -m wmpoe memory info FILE                      what it holds, of which model, from where
-python -m wmpoe memory diff FILE FILE                 what differs between two
-python -m wmpoe memory merge FILE FILE --how=average  one memory out of two of the same place
-python -m wmpoe memory fork FILE --branch=1           a copy that dreams of its own
-python -m wmpoe memory forget FILE --frames=10:30     without a span of the frames observed
+python -m wmpoe memory info FILE                      shows its contents, model and origin
+python -m wmpoe memory diff FILE FILE                 shows how two memories differ
+python -m wmpoe memory merge FILE FILE --how=average  merges two memories of the same place
+python -m wmpoe memory fork FILE --branch=1           makes a copy that dreams differently
+python -m wmpoe memory forget FILE --frames=10:30     removes a span of observed frames
 
-merge and forget load the packaged model the memory is for, or with --experts and --autoencoder
-yours. `--how=rewrite` and forget need files that were saved with their history; they write all
-memories anew from it.
+merge and forget load the packaged model the memory belongs to, or yours with --experts and
+--autoencoder. `--how=rewrite` and forget need files that were saved with their history, from which
+they write all memories again.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,33 +35,35 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   absl_flags.DEFINE_string('topic', 'info', f'One of {", ".join(_FILES)}.', flag_values=flags)
   absl_flags.DEFINE_list('files', [], 'The memory files.', flag_values=flags)
   absl_flags.DEFINE_string(
-      'out', '', 'File to write; by default named after what is done, in --workdir, with a number '
-      'if there is one already.', flag_values=flags)
+      'out', '', 'File to write; by default a new file in --workdir, named after the topic.',
+      flag_values=flags)
   absl_flags.DEFINE_boolean(
-      'overwrite', False, 'Whether --out may replace a file.', flag_values=flags)
+      'overwrite', False, 'Let --out replace an existing file.', flag_values=flags)
   absl_flags.DEFINE_string('workdir', 'outputs/memory', 'Folder to write to.', flag_values=flags)
   absl_flags.DEFINE_enum(
-      'how', 'rewrite', edits.HOW, 'How merge combines what was written into weights.',
+      'how', 'rewrite', edits.HOW, 'How merge combines memories that were written into weights.',
       flag_values=flags)
-  absl_flags.DEFINE_integer('branch', 1, 'Number of the fork, any.', flag_values=flags)
+  absl_flags.DEFINE_integer(
+      'branch', 1, 'Any number; forks with different numbers dream differently.',
+      flag_values=flags)
   absl_flags.DEFINE_string(
-      'experts', '', 'Files of the experts the memory is for, if yours: name=file,name=file with '
-      'names base, short_term, spatial.', flag_values=flags)
+      'experts', '', 'Files of your own experts, if the memory belongs to them: '
+      'name=file,name=file, where name is base, short_term or spatial.', flag_values=flags)
   absl_flags.DEFINE_string(
-      'autoencoder', '', 'File of their latent space, if they have one.', flag_values=flags)
+      'autoencoder', '', 'File of their autoencoder, if they work in latents.', flag_values=flags)
   absl_flags.DEFINE_string(
       'frames', '', 'Span to forget, A:B, counted from the first frame observed.',
       flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-  """Does what the topic says."""
+  """Runs the topic."""
   what, files = flags.topic, flags.files
   if what not in _FILES:
     raise ValueError(f'memory {what!r}: expected one of {", ".join(_FILES)}.')
   if len(files) != _FILES[what]:
     raise ValueError(
-        f'memory {what} got {len(files)} files; expected {_FILES[what]}: '
+        f'memory {what} got {common.counted(len(files), "file")}; expected {_FILES[what]}: '
         f'python -m wmpoe memory {what}{" FILE" * _FILES[what]}.')
   if what == 'info':
     print(_info(files[0]))
@@ -79,25 +81,26 @@ def _destination(what: str, flags: absl_flags.FlagValues) -> pathlib.Path:
   """The file to write.
 
   Raises:
-    FileExistsError: if the one that was named is there, and may not be replaced.
+    FileExistsError: if the named file exists and may not be replaced.
   """
   if not flags.out:
     folder = common.output_folder(flags.workdir)
     return whole_file.free(folder, (
         f'{what}{"" if i == 1 else f"_{i}"}.npz' for i in itertools.count(1)))
   if pathlib.Path(flags.out).exists() and not flags.overwrite:
-    raise FileExistsError(f"--out='{flags.out}' is there already: name another, or --overwrite.")
+    raise FileExistsError(
+        f"--out='{flags.out}' already exists: name another file, or add --overwrite.")
   return pathlib.Path(flags.out)
 
 
 def _info(path: str) -> str:
   leaves, card = memory_file.read(path)
   composed = card['composition']
-  world = 'a model given by hand' if card['source'] is None else card['source']['world']
-  weights = ', '.join(f'{name} {weight:g}' if isinstance(weight, float) else f'{name} by episode'
+  world = 'a model of your own' if card['source'] is None else card['source']['world']
+  weights = ', '.join(f'{name} {weight:g}' if isinstance(weight, float) else f'{name} per episode'
                       for name, weight in composed['weights'].items())
-  with_history = ('with its history: can be written on, merged anew, made to forget'
-                  if card['history'] else 'without its history: can be read, not written on')
+  with_history = ('with its history: can be read, written to, merged by rewriting, made to forget'
+                  if card['history'] else 'without its history: can be read, not written to')
   lines = [
       f'{path}  ({pathlib.Path(path).stat().st_size / 1e6:.2f} MB, sha256 {card["sha256"]})',
       f'  world      {world}; written by wmpoe {card["wmpoe"]}, {card["created"]}',
@@ -125,7 +128,7 @@ def _diff(first: str, second: str) -> str:
   lines += ['    the same'] * (not found['card'])
   lines += ['  state, relative difference']
   for part, change in found['state'].items():
-    said = 'only in one, or of another shape' if change is None else (
+    said = 'only in one, or shapes differ' if change is None else (
         'the same' if change == 0 else f'{change:.3g}')
     lines.append(f'    {part:<22} {said}')
   return '\n'.join(lines)
@@ -159,6 +162,6 @@ def _model(flags: absl_flags.FlagValues) -> world_model.WorldModel | None:
 def _timed(make: Callable[[], live.Session]) -> live.Session:
   begun = time.monotonic()
   made = make()
-  print(f'memories of {made.batch} episodes, {made.observed[0]} frames each, made in '
-        f'{time.monotonic() - begun:.1f} s')
+  print(f'made the memories of {common.counted(made.batch, "episode")}, {made.observed[0]} frames '
+        f'each, in {time.monotonic() - begun:.1f} s')
   return made

@@ -15,19 +15,19 @@ NAME = 'own_data'
 def fit(description: dict[str, Any], folder: str | None) -> None:
   """Completes a description of 'own_data' in place; those of other environments are left alone.
 
-  Written into it are: the environment, as the folder's spaces.json or its latent cache says; the
-  shape of latents, as the autoencoder says, and what map tokens of warped views hold; how poses are
-  given to the network; and, where there are no planar poses, adapters of the layers in place of a
-  table keyed by place.
+  It fills in: the environment, from the folder's spaces.json or its latent cache; the shape of
+  latents, from the autoencoder, and the size of map tokens of warped views; how poses are given to
+  the network; and, if there are no planar poses, adapters of the layers in place of a table keyed
+  by place.
 
   Args:
     description: With 'env' `{'name': 'own_data'}`.
     folder: Of episodes or latents.
 
   Raises:
-    FileNotFoundError: a folder that is neither.
-    ValueError: a spaces.json that makes no sense, an expert that needs poses there are none of,
-      frames that do not fit the network's patches.
+    FileNotFoundError: if the folder is neither.
+    ValueError: for a spaces.json that makes no sense, an expert that needs poses the episodes lack,
+      or frames that do not fit the network's patches.
   """
   if description['env']['name'] != NAME:
     return
@@ -41,7 +41,7 @@ def fit(description: dict[str, Any], folder: str | None) -> None:
     description['compose']['long_term']['lora'].update(compositions.WITHOUT_PLACES)
   if description.get('expert') in ('spatial', 'odometry') and not planar:
     raise ValueError(
-        f'{folder}: poses are of kind {spaces.poses.kind!r}, the {description["expert"]} expert '
+        f'{folder}: poses are of kind {spaces.poses.kind!r}; the {description["expert"]} expert '
         'needs planar ones (x, y, heading). Record them (docs/own_data.md), or train base and '
         'short_term, and compose them with the long-term memory, which needs no poses.')
   network = description.get('model', description)
@@ -62,8 +62,8 @@ def fit(description: dict[str, Any], folder: str | None) -> None:
   shape = tuple(model.get('latent') or spaces.frame_shape)
   if shape[0] % model['patch'] or shape[1] % model['patch']:
     raise ValueError(
-        f'{folder}: frames are {shape[0]}x{shape[1]}{" latents" * bool(model.get("latent"))}, no '
-        f'multiple of the patch, {model["patch"]}. Convert them to another --size, or set '
+        f'{folder}: frames are {shape[0]}x{shape[1]}{" latents" * bool(model.get("latent"))}, not '
+        f'a multiple of the patch, {model["patch"]}. Convert them to another --size, or set '
         '--config.model.patch.')
 
 
@@ -71,12 +71,12 @@ def _environment(folder: str) -> dict[str, Any]:
   if latents.is_cache(folder):
     env = latents.read_index(folder).get('env', {})
     if not isinstance(env, Mapping) or env.get('name') != NAME:
-      raise ValueError(f'{folder} holds latents of another environment than own data: {env}.')
+      raise ValueError(f'{folder} holds latents of another environment: {env}; expected own data.')
     return dict(env)
   return {'name': NAME, **inspection.spaces_of(pathlib.Path(folder)).to_json()}
 
 
 def view(description: Mapping[str, Any]) -> tuple[float, float] | None:
-  """The camera that the config tells of: half its field of view and its pitch, radians."""
+  """The camera in the config: half its field of view and its pitch, in radians."""
   camera = description.get('camera') or {}
   return (camera['half_view'], camera['pitch']) if camera.get('half_view') else None

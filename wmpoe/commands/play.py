@@ -1,13 +1,13 @@
-"""Opens a local page on which one steers through a world inside the model, with the arrow keys.
+"""Opens a local page where you steer through a world inside the model, with the arrow keys.
 
   python -m wmpoe play                                   Memory Cards
   python -m wmpoe play --config=configs/memory_maze.py   Memory Maze
 
-What one sees is imagined. One starts awake, in a real episode that the memories are shown; asleep,
-arrows steer through what they remember. Weights of experts, composition rule, sampler and steps are
-set on the page; beside the dream runs another without memory. Memories and films are saved to
---workdir, and nothing is written anywhere else. The page is served on this machine alone and opens
-with the link that is printed. Needs the extra `play`: pip install -e '.[play]'.
+You start awake, in a real episode that the memories watch. Asleep, everything you see is imagined:
+the arrow keys steer through what the memories remember. Weights of experts, composition rule,
+sampler and steps are set on the page; next to the dream runs another one without memory. Memories
+and films are saved to --workdir, and nothing is written anywhere else. By default only this machine
+can reach the page; open the link that is printed. Needs the extra `play`: pip install -e '.[play]'.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,23 +36,23 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   common.define_config(flags, argv)
   absl_flags.DEFINE_string(
       'workdir', 'outputs/play', 'Folder to save memories and films to.', flag_values=flags)
-  absl_flags.DEFINE_integer('port', 8760, 'Port; 0 takes a free one.', flag_values=flags)
+  absl_flags.DEFINE_integer('port', 8760, 'Port; 0 picks a free one.', flag_values=flags)
   absl_flags.DEFINE_string(
-      'host', '127.0.0.1', 'Address to listen on; by default this machine alone.',
+      'host', '127.0.0.1', 'Address to listen on; by default only this machine can connect.',
       flag_values=flags)
   absl_flags.DEFINE_enum(
       'reality', 'recording', _REALITIES, 'Memory Maze: a bundled episode, or the simulator, which '
       'needs the extra `maze`.', flag_values=flags)
   absl_flags.DEFINE_integer(
-      'episode', 0, 'Which board, bundled episode or maze.', flag_values=flags)
+      'episode', 0, 'Number of the board, bundled episode or maze, from 0.', flag_values=flags)
   absl_flags.DEFINE_integer(
-      'watch', 0, 'Frames of reality to be shown before the page is used.', flag_values=flags)
+      'watch', 0, 'Real frames to watch at the start.', flag_values=flags)
   absl_flags.DEFINE_integer(
-      'chunk', 1, 'Frames imagined for one decision.', flag_values=flags)
+      'chunk', 1, 'Frames imagined per decision.', flag_values=flags)
   absl_flags.DEFINE_string(
-      'memory', '', 'A memory file to go on from, of this world.', flag_values=flags)
+      'memory', '', 'Memory file of this world to start from.', flag_values=flags)
   absl_flags.DEFINE_list(
-      'experts', None, 'Which experts to compose, base among them; all if not given.',
+      'experts', None, 'Experts to compose, including base; by default all.',
       flag_values=flags)
 
 
@@ -62,7 +62,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   folder, known = common.output_folder(flags.workdir), tuple(compositions.COMPOSED)
   if description['env']['name'] not in known:
     raise ValueError(
-        f'--config is of {description["env"]["name"]}; one can step into the worlds whose experts '
+        f'--config is of {description["env"]["name"]}; you can only step into worlds whose experts '
         f'are packaged: {", ".join(known)}.')
   if not 1 <= flags.chunk <= 8:
     raise ValueError(f'--chunk={flags.chunk}: expected 1 to 8.')
@@ -85,12 +85,12 @@ def run(flags: absl_flags.FlagValues) -> None:
       sock.bind((flags.host, flags.port))
     except OSError as error:
       raise OSError(
-          f'Cannot listen on {flags.host}:{flags.port} ({error.strerror}); take another with '
-          '--port, or --port=0 for any that is free.') from error
+          f'Cannot listen on {flags.host}:{flags.port} ({error.strerror}); choose another --port, '
+          'or --port=0 for any free one.') from error
     print(f'open         http://{flags.host}:{sock.getsockname()[1]}/?token={token}\n'
-          f'saves to     {folder}\nend it with  Ctrl-C', flush=True)
+          f'saves to     {folder}\nstop with    Ctrl-C', flush=True)
     server.make_server(app).run(sockets=[sock])
-  print(f'\nmemories and films are in {folder}; look at one:  python -m wmpoe memory info FILE')
+  print(f'\nmemories and films are in {folder}; inspect a memory: python -m wmpoe memory info FILE')
 
 
 def _session(
@@ -102,7 +102,7 @@ def _session(
     if session.batch != 1:
       raise ValueError(f"'{flags.memory}' holds {session.batch} episodes; expected one.")
   else:
-    # Who turns around in a dream and back again is to see what he saw.
+    # Turning around in a dream, and back again, should show the same things.
     usual = common.plain(ml_collections.ConfigDict(compositions.COMPOSED[name]))
     other = {k: v for k, v in description.get('compose', {}).items() if v != usual.get(k)}
     session = session_lib.Session.open(name, compose={'follows': ['short_term'], **other})
@@ -117,7 +117,7 @@ def _world(description: Mapping[str, Any], flags: absl_flags.FlagValues) -> worl
   """The world of a config.
 
   Raises:
-    ValueError: for an episode there is none of.
+    ValueError: for an episode that does not exist.
     ImportError: if the simulator is asked for and not installed.
   """
   env = zoo.environment(description['env'])
@@ -129,5 +129,5 @@ def _world(description: Mapping[str, Any], flags: absl_flags.FlagValues) -> worl
     return worlds.MazeWorld(env, planned, simulator=worlds.simulated(env, flags.episode))
   found = bundled.episodes('memory_maze')
   if not 0 <= flags.episode < len(found):
-    raise ValueError(f'--episode={flags.episode}: there are {len(found)}, from 0 on.')
+    raise ValueError(f'--episode={flags.episode}: there are {len(found)}, numbered from 0.')
   return worlds.MazeWorld(env, planned, recorded=found[flags.episode])

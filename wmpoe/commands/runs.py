@@ -38,8 +38,8 @@ def make_task(description: Mapping[str, Any]) -> Any:
   """The training task a description names.
 
   Raises:
-    ValueError: for an unknown expert, or one that lacks what it starts from, or what is to stay as
-      it was there.
+    ValueError: for an unknown expert, one whose starting weights do not fit, or one that freezes
+      parameters which its starting weights lack.
   """
   task = _task(description)
   learn = description['train'].get('learn')
@@ -51,7 +51,7 @@ def make_task(description: Mapping[str, Any]) -> Any:
     if fresh:
       raise ValueError(
           f'train.learn={learn!r} leaves all other parameters as they were in init_from='
-          f'{description.get("init_from", "")!r}, where these {len(fresh)} are not: '
+          f'{description.get("init_from", "")!r}, which lacks these {len(fresh)}: '
           f'{", ".join(fresh[:4])}{", ..." if fresh[4:] else ""}.')
   return task
 
@@ -125,8 +125,8 @@ def make_batches(
 ) -> Any:
   """The input pipeline of a run; `split` is 'train' or 'validation'.
 
-  `rows` are those of each batch that this process provides, see `sharding.batch_rows`. Where it is
-  strict a file that is no good stops the run; else it is named, and left out.
+  `rows` are those of each batch that this process provides, see `sharding.batch_rows`. With
+  `strict` a bad file stops the run; otherwise it is named and skipped.
   """
   env, data = zoo.environment(description['env']), description['data']
   transform: Any
@@ -171,7 +171,7 @@ def open_folder(folder: str, env: Any, strict: bool = False) -> Any:
     if mazes.frame_shape != tuple(env.frame_shape):
       raise ValueError(
           f"{mazes.paths[0]}: field 'image' gives frames {mazes.frame_shape}; expected "
-          f'{tuple(env.frame_shape)} of this configuration (config.env.image, border).')
+          f'{tuple(env.frame_shape)} for this configuration (config.env.image, border).')
     return mazes
   found = inspection.GoodEpisodes(folder, strict)
   if found.spaces != env:
@@ -190,12 +190,12 @@ def pixels(folder: str, env: Any, strict: bool = False) -> list[episode.Episode]
 
 
 def with_inverse_depth(description: Mapping[str, Any], folder: str) -> list[episode.Episode]:
-  """The episodes of a latent cache that know how far every pixel is.
+  """The episodes of a latent cache, with the inverse depth of every pixel.
 
-  Their depth says it, or the layout of a Memory Maze.
+  It comes from their depth, or from the layout of a Memory Maze.
 
   Raises:
-    ValueError: where neither does.
+    ValueError: if an episode has neither.
   """
   env = zoo.environment(description['env'])
 
@@ -217,9 +217,9 @@ def with_inverse_depth(description: Mapping[str, Any], folder: str) -> list[epis
 
 
 def with_point_maps(description: Mapping[str, Any], folder: str) -> list[episode.Episode]:
-  """The episodes of a latent cache that know their pictures, and how far every pixel is.
+  """The episodes of a latent cache, with their pictures and the inverse depth of every pixel.
 
-  Where the cache does not say it, the depth network does.
+  Where the cache has no depth, the depth network estimates it.
   """
   points: Any = zoo.point_maps(description)
   measure = jax.jit(points.measure)
@@ -242,9 +242,9 @@ def pin_networks(description: dict[str, Any]) -> None:
 def finished(description: Mapping[str, Any], params: Any) -> Any:
   """What is packaged: the parameters.
 
-  An autoencoder's come with the statistics of its latents, taken over the training frames, so that
-  standardised latents have mean 0 and variance 1. Where its encoder stayed as it was they stay,
-  too, and all that was made in these latents fits.
+  Those of an autoencoder come with the statistics of its latents, taken over the training frames,
+  so that standardised latents have mean 0 and variance 1. If its encoder did not change, neither do
+  the statistics, and everything trained on these latents still fits.
   """
   if description['expert'] != 'autoencoder':
     return params
@@ -265,10 +265,10 @@ def finished(description: Mapping[str, Any], params: Any) -> Any:
 
 
 def _earlier(description: Mapping[str, Any]) -> Any:
-  """The autoencoder that is trained on; None to train a new one.
+  """The autoencoder to continue training; None to train a new one.
 
   Raises:
-    ValueError: if it is of other sizes.
+    ValueError: if its sizes differ from this run's.
   """
   name = description.get('init_from')
   if not name:

@@ -4,8 +4,8 @@
 
 The same command continues a run that was stopped or killed, bit for bit. With --package the
 averaged weights are written to a single file with a card when the run is finished.
-Several devices share the work as --mesh says; a run can go on on others. On several hosts every
-process runs the same command, with --distributed (docs/pods.md).
+With --mesh several devices share the work; a run can resume on other devices. On several hosts,
+every process runs the same command, with --distributed (docs/pods.md).
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   absl_flags.DEFINE_string(
       'package', None, 'File (*.npz) to write the finished expert to.', flag_values=flags)
   absl_flags.DEFINE_boolean(
-      'strict', False, 'Stop at the first episode that is no good instead of naming it.',
+      'strict', False, 'Stop at the first bad episode; otherwise name and skip it.',
       flag_values=flags)
 
 
@@ -72,10 +72,10 @@ def _evaluator(
 
 
 def _flops(loss: Any, params: Any, batch: Any, batch_size: int) -> float | None:
-  """Floating-point operations of a step's loss and gradient, as XLA counts them; None if not.
+  """Floating-point operations of a step's loss and gradient; None if XLA does not count them.
 
-  It counts a loop's body once: of a state-space model's recurrence, a hundredth of it, the most is
-  missing where that is sequential.
+  XLA counts a loop's body once: where a state-space model's recurrence, a hundredth of the model,
+  runs sequentially, most of the recurrence is missing.
   """
   shape = lambda leaf, size=(): jax.ShapeDtypeStruct((*size, *leaf.shape[len(size):]), leaf.dtype)
   step = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -98,11 +98,11 @@ def run(flags: absl_flags.FlagValues) -> int:
   description = common.plain(config)
   if 'data' not in description:
     raise ValueError(
-        'This configuration describes a world, not what is to be trained: name a variant, for '
+        'This configuration describes a world, not something to train: name a variant, for '
         'instance --config=configs/memory_maze.py:cpu_spatial.')
   steps, size = (description['train'][name] for name in ('steps', 'batch_size'))
-  print(f'training {description["expert"]} of {description["env"]["name"]}: {steps:,} steps of '
-        f'{size}, in {flags.workdir}', file=sys.stderr)
+  print(f'training {description["expert"]} of {description["env"]["name"]}: {steps:,} steps with '
+        f'batch size {size}, in {flags.workdir}', file=sys.stderr)
   for use in ('compose', 'protocol', 'camera'):  # how experts are used, not how they are trained
     description.pop(use, None)
   own_data.fit(description, description['data'].get('folder'))

@@ -1,4 +1,4 @@
-"""What a long measurement has done so far: one that is killed goes on from there."""
+"""The finished parts of a long measurement: one that is killed resumes from them."""
 
 from collections.abc import Callable, Iterable
 import hashlib
@@ -60,7 +60,7 @@ class Kept:
         return traverse_util.unflatten_dict(arrays, sep='/')
       except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f'{path}, kept from a run that was stopped, cannot be read ({error}); '
-                         'remove it and it is measured again.') from error
+                         'remove it to measure that part again.') from error
     begun = time.monotonic()
     found = measure()
     if self.writes:

@@ -17,8 +17,9 @@ _WIDTH = 470
 def figure(drawn: Mapping[str, Any]) -> str:
   """Draws a map, y upwards.
 
-  Wedges look where the camera looked. Green: the arm was closer to the truth than the base; red: it
-  was further; the stronger, the more. Filled: seen long ago; hollow: not.
+  Wedges point where the camera looked. Green: the arm was closer to the truth than the base; red:
+  further away; the stronger the colour, the larger the difference. Filled: seen long ago; hollow:
+  not.
 
   Args:
     drawn: A map, see `result_format.validate`.

@@ -43,7 +43,7 @@ def revisit(study: maze_study.Study) -> maze_study.Outcome:
   if not study.planar:
     raise ValueError(
         'The protocol revisit needs planar poses (x, y, heading), which say what was seen before; '
-        'these episodes have none. Use table1, or record them.')
+        'these episodes have none. Use table1, or record poses.')
   return _arms_and_controls(study, study.setting['starts'], split=True)
 
 

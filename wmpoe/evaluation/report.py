@@ -61,12 +61,12 @@ def headline(results: Mapping[str, Any], metric: str) -> str:
 
 
 def terminal_table(results: Mapping[str, Any], *, width: int | None = None) -> str:
-  """Returns arms and controls as an aligned table; with rules and headings if rich is there.
+  """Returns arms and controls as an aligned table; with rules and headings if rich is installed.
 
   Args:
     results: A result.
-    width: Characters of a line: metrics that go beyond are left out, and said to be. None is the
-      terminal's, and no limit where the output goes to a file.
+    width: Characters per line; metrics that do not fit are left out, and counted below the table.
+      By default, the terminal's width, and no limit where the output goes to a file.
 
   Returns:
     Lines of text without colour codes.
@@ -92,7 +92,8 @@ def terminal_table(results: Mapping[str, Any], *, width: int | None = None) -> s
   shown = max(2, sum(fits))  # the arms and at least one metric
   head, groups = head[:shown], [[row[:shown] for row in rows] for rows in groups]
   if shown <= len(metrics):
-    foot += f' {len(metrics) + 1 - shown} more metrics: wider terminal, or the report.'
+    more = len(metrics) + 1 - shown
+    foot += f' {more} more metric{"s" * (more > 1)} in the report, or in a wider terminal.'
   try:
     import rich.box
     import rich.console
@@ -164,8 +165,8 @@ def render(
     drawn = map(map_chart.figure, results['maps'])
     parts += [
       '<section><h2>Where memory helped</h2><p class="note">The line is the path that was '
-      'remembered, from the dot on. Each wedge is an imagined frame and looks where the camera '
-      'looked: filled if that was seen long ago, hollow if not.</p>',
+      'remembered; it starts at the dot. Each wedge is an imagined frame and points where the '
+      'camera looked: filled if that view had been seen long ago, hollow if not.</p>',
       '<div class="pair">', *drawn, '</div></section>']
   if results.get('curves'):
     drawn = map(charts.curve_figure, results['curves'])
@@ -197,7 +198,7 @@ def _episodes(results: Mapping[str, Any], metric: str) -> str:
 
 
 def _table(results: Mapping[str, Any], metrics: Sequence[str]) -> str:
-  """Lays out means over their intervals; the best mean of a metric is bold."""
+  """Lays out means above their intervals; the best mean of each metric is bold."""
   best = {}
   for metric in metrics:
     values = [m[metric]['mean'] for m in results['arms'].values() if metric in m]

@@ -183,7 +183,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(
-      f'No results at {path}; expected a results.json, as `python -m wmpoe demo` writes it.'
+      f'No results at {path}; expected a results.json, such as `python -m wmpoe demo` writes.'
     )
   try:
     results = json.loads(path.read_text(encoding='utf-8'))

@@ -1,1 +1,1 @@
-"""A local page on which one steers through a world model: `python -m wmpoe play`."""
+"""A local page where you steer through a world model: `python -m wmpoe play`."""

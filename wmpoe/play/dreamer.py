@@ -1,7 +1,7 @@
-"""The one who dreams: a session, a world and the settings of the page, one step at a time.
+"""The dreamer: a session, a world and the settings of the page, one step at a time.
 
-Knows no network and no thread: `server` runs it, and tests do. Reality and dream are two sessions
-that share what they remember: waking up is going back to the first.
+It knows nothing of networks and threads: `server` and tests drive it. Reality and dream are two
+sessions that share what they remember: waking up returns to the first.
 """
 
 from collections import deque
@@ -46,13 +46,13 @@ def _glance(model, state, observation, key, remember):
 
 
 def _learns_by_steps(memory: Any) -> bool:
-  """Whether what a memory was shown is written by inner steps, and not as it is shown."""
+  """Whether a memory is written by inner steps, and not while frames are shown to it."""
   return hasattr(memory, 'fit') and memory.writing.steps > 0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Mark:
-  """A moment one can go back to: sessions are immutable, so it costs next to nothing."""
+  """A moment to go back to: sessions are immutable, so it costs next to nothing."""
 
   session: session_lib.Session
   bare: session_lib.Session
@@ -65,7 +65,7 @@ Event = tuple[dict[str, Any], dict[str, np.ndarray]]  # what to tell, and pictur
 
 
 class Dreamer:
-  """See the module; `apply` and `advance` return what is to be shown."""
+  """See the module; `apply` and `advance` return what to show."""
 
   def __init__(
       self, session: session_lib.Session, world: worlds.World, folder: pathlib.Path, *,
@@ -76,7 +76,7 @@ class Dreamer:
       session: One episode; whatever it remembers already, it keeps.
       world: Of the same kind.
       folder: Where memories and films are saved; nothing is written anywhere else.
-      say: Told what takes a while.
+      say: Called with a text before something that takes a while.
     """
     model = session.model
     self.world, self.folder, self._say = world, folder, say
@@ -101,7 +101,7 @@ class Dreamer:
   # --------------------------------------------------------------------------------------- asked
 
   def hello(self) -> dict[str, Any]:
-    """All that a page needs to know when it opens, or after more than one thing changed."""
+    """Everything a page needs when it opens, or after more than one thing changed."""
     return {
         'kind': 'hello', 'world': self.world.name, 'title': self.world.title,
         'hint': self.world.hint, 'can_follow': self.world.can_follow, 'plan': self.world.plan(),
@@ -125,7 +125,7 @@ class Dreamer:
     """Does what the page asks.
 
     Raises:
-      ValueError: if it can't be done now, saying why.
+      ValueError: if it cannot be done now, saying why.
       OSError: if a file can't be written.
     """
     settings, args = self.settings, dict(command.args)
@@ -195,7 +195,7 @@ class Dreamer:
     return [({'kind': 'status', **self.status()}, {})]
 
   def _forget(self) -> list[Event]:
-    """Forgets everything; reality goes on where it stands."""
+    """Forgets everything; reality continues where it is."""
     fresh = self._awake.reset()
     self._awake = dataclasses.replace(fresh, state=dataclasses.replace(
         fresh.state, recent=self._awake.state.recent))
@@ -204,7 +204,7 @@ class Dreamer:
 
   def _rewind(self, frames: int) -> list[Event]:
     if not self._back:
-      raise ValueError('There is no way further back in this dream.')
+      raise ValueError('This dream cannot be rewound any further.')
     mark = self._back[-1]
     for _ in range(min(frames, len(self._back))):
       mark = self._back.pop()
@@ -246,7 +246,7 @@ class Dreamer:
   # ---------------------------------------------------------------------------------------- steps
 
   def advance(self) -> list[Event]:
-    """One look at reality, or one chunk of the dream; what is to be shown for each frame."""
+    """One look at reality, or one chunk of the dream; returns what to show for each frame."""
     keys = self._taps.popleft() if self._taps else self._held
     if self.settings.mode == 'real':
       return self._live(keys)
@@ -258,7 +258,7 @@ class Dreamer:
     if moment is None:
       self._watching, self._held = 0, ()
       self.settings = dataclasses.replace(self.settings, run=False)
-      raise ValueError('Reality has come to its end: fall asleep, or remember it.')
+      raise ValueError('Reality has ended: fall asleep, or remember it.')
     self._look(moment)
     self._keep({'shown': moment.frame})
     return [({'kind': 'frame', **self.status()}, self._pictures(moment.frame))]
@@ -286,7 +286,7 @@ class Dreamer:
       if settings.follow and moment is None:
         self._held = ()
         self.settings = dataclasses.replace(settings, run=False, follow=False)
-        raise ValueError('The recording has come to its end: from here on the keys steer.')
+        raise ValueError('The recording has ended: from here on, the keys steer.')
       action, place = (
           (moment.action, moment.place) if moment else self.world.move(place, keys))
       actions.append(action)
@@ -334,7 +334,7 @@ class Dreamer:
   # -------------------------------------------------------------------------------------- helpers
 
   def _announce(self, model: world_model.WorldModel) -> bool:
-    """Whether a step with such settings is the first and is compiled, which takes longer."""
+    """Whether this is the first step with these settings, which is compiled and takes longer."""
     program = (model.rule, model.sampler, model.num_steps, model.chunk, self.settings.compare,
                self.settings.overlay)
     if program in self._compiled:

@@ -24,8 +24,8 @@ def strength(
 ) -> dict[str, jax.Array]:
   """`|w (eps_i - baseline_i)|` over the channels of each place, by memory.
 
-  The frames are brought to log-SNR `LOGSNR` by the model's schedule's noise, and every expert is
-  asked once.
+  Noise of the model's schedule brings the frames to log-SNR `LOGSNR`, and every expert is evaluated
+  once.
 
   Args:
     model: With at least one memory; its weights are counted in.

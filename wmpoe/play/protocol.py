@@ -1,7 +1,7 @@
-"""What the page may say: one JSON object a message, checked field by field before it is obeyed.
+"""What the page may send: one JSON object per message, checked field by field before it is obeyed.
 
-Nothing a client sends is a path, a name of a file or a piece of code; what it names is one of a
-list, what it counts lies between two bounds.
+A client never sends a path, a file name or code: every name is from a fixed list, and every number
+lies between two bounds.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,7 +56,7 @@ def _keys(value: Any) -> tuple[str, ...]:
 def commands(
     experts: tuple[str, ...], rules: tuple[str, ...], samplers: tuple[str, ...]
 ) -> dict[str, dict[str, Callable[[Any], Any]]]:
-  """The commands there are for a world with these experts: their fields and how each is checked."""
+  """The commands for a world with these experts: their fields, and how each is checked."""
   expert: Callable[[Any], Any] = _choice(*experts)
   on: dict[str, Callable[[Any], Any]] = {'on': _switch}
   return {

@@ -1,7 +1,7 @@
-"""The page's server: one dreamer in a thread of its own, one who steers, a few who watch.
+"""The page's server: a dreamer in its own thread, one client that steers, a few that watch.
 
-Everything has a bound: connections, the size of a message, commands that wait, frames that wait for
-a slow client (the oldest of which are dropped). A client gets answers in words, never a traceback.
+Everything is bounded: connections, the size of a message, waiting commands, and frames waiting for
+a slow client (the oldest are dropped). A client gets answers in words, never a traceback.
 """
 
 import asyncio
@@ -49,19 +49,19 @@ class Client:
   ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
   def send(self, message: bytes) -> None:
-    """Queues a message; the oldest one gives way."""
+    """Queues a message; drops the oldest if the outbox is full."""
     self.outbox.append(message)
     self.ready.set()
 
 
 class Room:
-  """The dreamer's thread and those who watch it."""
+  """The dreamer's thread and its clients."""
 
   def __init__(self, make: Callable[[Callable[[str], None]], dreamer_lib.Dreamer]):
     """Starts nothing yet.
 
     Args:
-      make: Makes the dreamer, in its thread; is given a function to say what takes a while.
+      make: Makes the dreamer, in its thread; it gets a function that announces what takes a while.
     """
     self._make = make
     self._inbox: queue.Queue[protocol.Command | None] = queue.Queue(MAX_WAITING)
@@ -80,7 +80,7 @@ class Room:
     self._thread.start()
 
   def stop(self) -> None:
-    """Ends the thread, after what it is doing: a compiler must not be at work when Python ends."""
+    """Ends the thread after its current task: a compiler must not be running when Python exits."""
     self._over.set()
     with contextlib.suppress(queue.Full):
       self._inbox.put_nowait(None)  # wakes it up; where the queue is full it is awake
@@ -93,7 +93,7 @@ class Room:
     client.send(encode({**self._hello, 'role': self._role(client)}, self._last))
 
   def leave(self, client: Client) -> None:
-    """Removes a client; a writer's place becomes free, and its keys are let go."""
+    """Removes a client; a writer's place becomes free, and its keys are released."""
     self.clients.discard(client)
     if self.writer is client:
       self.writer = None
@@ -101,10 +101,10 @@ class Room:
       self._tell({'kind': 'free'})
 
   def hear(self, client: Client, text: Any) -> None:
-    """Takes one message of a client; what is wrong with it is answered."""
+    """Handles one message of a client; answers with what is wrong with it."""
     try:
       if not self.known:
-        raise ValueError('The experts are still being loaded.')
+        raise ValueError('The experts are still loading.')
       command = protocol.parse(text, self.known)
       if command.do == 'claim':
         if self.writer is None:
@@ -114,12 +114,12 @@ class Room:
       if client is not self.writer:
         raise ValueError('Only the page that was opened first steers; this one watches.')
       if not self.ask(command):
-        raise ValueError('Too much at once: some of it was not done.')
+        raise ValueError('Too many commands at once: some were dropped.')
     except ValueError as error:
       client.send(encode({'kind': 'error', 'text': str(error)}, {}))
 
   def ask(self, command: protocol.Command) -> bool:
-    """Queues a command; False if too many wait already."""
+    """Queues a command; False if too many are waiting."""
     try:
       self._inbox.put_nowait(command)
     except queue.Full:
@@ -155,7 +155,7 @@ class Room:
                   ({'kind': 'status', **dreamer.status()}, {})]
       except Exception:  # a bug: told to whoever started the server, not to the page
         traceback.print_exc()
-        events = [({'kind': 'error', 'text': 'Something went wrong; the terminal says what.'}, {})]
+        events = [({'kind': 'error', 'text': 'Something went wrong; see the terminal.'}, {})]
       self._hello = dreamer.hello()
       self._publish(events)
 
@@ -197,7 +197,7 @@ def make_app(room: Room, token: str) -> Any:
   async def page(request: Any) -> Any:
     if not welcome(request):
       return responses.PlainTextResponse(
-          'This link is not the one that was printed: open the whole address, token included.\n',
+          'This is not the link that was printed: open the whole address, including the token.\n',
           status_code=403, headers=_HEADERS)
     return responses.HTMLResponse((STATIC / 'index.html').read_text('utf-8'), headers=_HEADERS)
 

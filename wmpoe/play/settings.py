@@ -14,16 +14,16 @@ class Settings:
 
   Attributes:
     weights: Weight of each memory.
-    on: Whether it counts.
+    on: Whether each memory takes part.
     rule: Name of the composition rule.
     sampler: Name of the sampler.
     steps: Denoising steps.
     chunk: Frames imagined at a time, for one decision.
-    compare: Dream without memory, too.
+    compare: Also dream without memory.
     overlay: Show which expert drew what.
     remember: Write what is seen in reality.
-    follow: Dream along the recording instead of the keys.
-    run: Go on without a key.
+    follow: Dream along the recording instead of following the keys.
+    run: Keep going without a key.
     pause: Stand still.
     mode: 'real' or 'dream'.
   """
@@ -53,7 +53,7 @@ class Settings:
         sampler=(*kinds, 'ddim')[0], steps=model.num_steps)
 
   def compose(self, model: world_model.WorldModel) -> world_model.WorldModel:
-    """A model as it is set here: weights are traced, and an expert that is off weighs nothing."""
+    """The model with these settings: weights are traced, and an expert that is off has weight 0."""
     weights = {n: w if self.on[n] else 0.0 for n, w in self.weights.items() if n in model.memories}
     rule = self.rule if model.memories else 'shared_base'  # the base alone stays as it is
     composed = model.compose('base', *model.memories, weights=weights, rule=rule)

@@ -1,4 +1,4 @@
-"""The worlds one can steer through: what keys mean, where one is, and the real thing beside it.
+"""The worlds you can steer through: what keys do, where you are, and the real world to compare.
 
 A world turns keys into the action and pose of the next frame (`move`), which is all a dream needs,
 and runs a reality of its own that answers with frames (`live`). Shapes: A actions, P poses, H W.
@@ -25,12 +25,12 @@ Planned = Callable[[np.ndarray], np.ndarray]  # actions [T A] -> motions [T 3]: 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Place:
-  """Where one is.
+  """Where you are.
 
   Attributes:
     pose: [P].
     recent: The last actions, newest last: a body has inertia.
-    mask: Memory Cards: bit i is set if card i lies uncovered.
+    mask: Memory Cards: bit i is set if card i is uncovered.
   """
 
   pose: np.ndarray
@@ -56,19 +56,19 @@ class World(Protocol):
   can_follow: bool
 
   def now(self) -> Moment:
-    """The real moment at which reality stands."""
+    """The current moment of reality."""
     ...
 
   def live(self, keys: Collection[str]) -> Moment | None:
-    """Lets reality go on by one frame; None at its end."""
+    """Advances reality by one frame; None at its end."""
     ...
 
   def move(self, place: Place, keys: Collection[str]) -> tuple[np.ndarray, Place]:
-    """The action [A] the keys stand for, and where it is expected to lead in a dream."""
+    """The action [A] for the keys, and where it is expected to lead in a dream."""
     ...
 
   def ahead(self, count: int) -> Moment | None:
-    """The real moment `count` frames ahead of where reality stands, if it is recorded."""
+    """The real moment `count` frames ahead of the current one, if reality is recorded."""
     ...
 
   def nearest(self, place: Place) -> np.ndarray | None:
@@ -143,7 +143,7 @@ class CardsWorld:
 
 
 def planned_by(network: odometry_lib.Odometry, params: Any) -> Planned:
-  """What an odometry plans of actions alone."""
+  """The motions that an odometry predicts from actions alone."""
   plan = jax.jit(
       lambda actions: network.apply({'params': params}, actions[None], method='planned')[0])
   return lambda actions: np.asarray(plan(actions))
@@ -152,8 +152,8 @@ def planned_by(network: odometry_lib.Odometry, params: Any) -> Planned:
 class MazeWorld:
   """Memory Maze: arrows walk and turn. Reality is a recorded episode, or the simulator.
 
-  Where a dreamed step leads is planned by the learned odometry from the last actions alone; walls
-  of the real maze stop it, as they would have.
+  The learned odometry predicts from the last actions alone where a dreamed step leads; walls of the
+  real maze stop it, as they would have.
   """
 
   name, title = 'memory_maze', 'Memory Maze'
@@ -163,11 +163,11 @@ class MazeWorld:
   def __init__(
       self, config: maze_config.MazeConfig, planned: Planned, *,
       recorded: episode.Episode | None = None, simulator: Any = None):
-    """Reality is one of the two.
+    """Reality is either `recorded` or `simulator`.
 
     Args:
       config: Frame skip and border.
-      planned: Where actions lead, by the odometry; see `planned_by`.
+      planned: Where actions lead, according to the odometry; see `planned_by`.
       recorded: An episode as the model sees it.
       simulator: A running `maze_simulator.Simulator`.
     """
@@ -175,7 +175,7 @@ class MazeWorld:
     self._recorded, self._simulator, self._index = recorded, simulator, 0
     self.can_follow = recorded is not None
     self.hint = 'arrows walk and turn' + (
-        '; the real episode is a recording: any key lets it go on' if recorded else '')
+        '; the real episode is a recording: any key plays it' if recorded else '')
     self._seen: list[Moment] = []
     if recorded is not None:
       self._layout = np.asarray(recorded.meta['layout'])

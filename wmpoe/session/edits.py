@@ -1,4 +1,4 @@
-"""What can be done with memories at rest: compare them, merge two, forget a span of one."""
+"""Operations on memories: compare two, merge two, forget a span of one."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -37,8 +37,8 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> dict[
   """How two memory files differ.
 
   Returns:
-    'card': fields of the cards that differ, as pairs; 'state': by part the relative difference
-    `|x - y| / |x|` of all its leaves, None where shapes differ or one has no such part.
+    'card': fields of the cards that differ, as pairs; 'state': for each part, the relative
+    difference `|x - y| / |x|` of all its leaves, None where shapes differ or one lacks the part.
 
   Raises:
     ValueError: if a file is damaged or no memory file.
@@ -63,15 +63,15 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> dict[
 
 
 def merge(first: live.Session, second: live.Session, *, how: str = 'rewrite') -> live.Session:
-  """One session out of two that remember the same place; the second counts as the later one.
+  """Merges two sessions that remember the same place; the second counts as the later one.
 
   Each memory merges in its own way: rings are the second's, maps are united by recency, adapters
   are combined as `how` says, an entry of `HOW`. 'average' and 'concatenate' combine the weights as
-  they are (see `lora.combine`), and what comes out can be read, not written on. 'rewrite' writes
-  all memories anew from both histories, one after the other.
+  they are (see `lora.combine`); the result can be read, not written to. 'rewrite' writes all
+  memories again from both histories, one after the other.
 
   Raises:
-    ValueError: for sessions of different models or batches, an unknown way, or one that needs
+    ValueError: for sessions of different models or batches, an unknown `how`, or one that needs
       histories which were not saved.
   """
   if how not in HOW:
@@ -81,7 +81,7 @@ def merge(first: live.Session, second: live.Session, *, how: str = 'rewrite') ->
     raise ValueError(
         f'The first holds {first.batch} episodes of {", ".join(first.state.memories) or "none"}, '
         f'the second {second.batch} of {", ".join(second.state.memories) or "none"}; expected the '
-        'same of both.')
+        'same in both.')
   lineage = (*first.lineage, 'merged with', *second.lineage, f'by {how}')
   together = dataclasses.replace(
       second, lineage=lineage, observed=first.observed + second.observed,
@@ -92,7 +92,7 @@ def merge(first: live.Session, second: live.Session, *, how: str = 'rewrite') ->
   memories = {}
   for name, memory in first.model.memories.items():
     if not hasattr(memory, 'merge'):
-      raise ValueError(f'The memory {name!r} has no way to merge two states; use how=rewrite.')
+      raise ValueError(f'The memory {name!r} cannot merge two states; use how=rewrite.')
     memories[name] = memory.merge(first.state.memories[name], second.state.memories[name], how)
   return dataclasses.replace(
       together, state=dataclasses.replace(second.state, memories=memories),
@@ -102,8 +102,8 @@ def merge(first: live.Session, second: live.Session, *, how: str = 'rewrite') ->
 def forget(session: live.Session, start: int, stop: int) -> live.Session:
   """The session without observed frames [start, stop), counted from the first one observed.
 
-  All memories are written anew from the frames of the history that remain, in as many inner steps
-  as before; whatever else is in the state, imagined frames among it, goes. The frames before and
+  All memories are written again from the remaining frames of the history, in as many inner steps as
+  before; everything else in the state, including imagined frames, is lost. The frames before and
   after the gap become neighbours.
 
   Raises:
@@ -117,7 +117,7 @@ def forget(session: live.Session, start: int, stop: int) -> live.Session:
     raise ValueError(
         f'Cannot forget frames [{start}, {stop}): the history holds frames [{first}, {total}).')
   if stop - start == length:
-    raise ValueError('Nothing would remain; start anew instead, with reset().')
+    raise ValueError('Nothing would remain; use reset() to start over.')
   kept = np.r_[:start - first, stop - first:length]
   rest = jax.tree.map(lambda x: x[:, kept], seen)
   return _rewritten(dataclasses.replace(
@@ -132,8 +132,8 @@ def _writer(session: live.Session) -> str:
     if hasattr(state, 'history') and session.writable:
       return name
   raise ValueError(
-      'This memory does not hold the frames it was written from. Save with history=True (and a '
-      'long-term memory, which keeps them) to be able to forget a span or to write it anew.')
+      'This memory does not hold the frames it was written from. To forget a span or to rewrite a '
+      'memory, save it with history=True (and a long-term memory, which keeps the frames).')
 
 
 def _history(session: live.Session) -> episode.Observation:

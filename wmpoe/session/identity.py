@@ -1,8 +1,8 @@
-"""What a memory needs to know of its model: which parts it is for, and how they are composed.
+"""What a memory needs to know about its model: which parts it is for, and how they are composed.
 
-Parts are told apart by hash: of their weights and of what else gives a memory its meaning, such as
-a camera or how strong an adapter is. How they are composed is plain JSON, restored from it where it
-has a name, and otherwise required to be the same.
+Parts are identified by a hash of their weights and of whatever else gives a memory its meaning,
+such as a camera or the strength of an adapter. The composition is plain JSON: what has a name is
+restored from it, everything else must be the same in the model.
 """
 
 from collections.abc import Mapping
@@ -41,9 +41,9 @@ def leaves_of(tree: Any) -> dict[str, Any]:
 def fingerprint(model: world_model.WorldModel) -> dict[str, str]:
   """The hash of each part of a model: 'base', 'latents' if there are any, and every memory.
 
-  It is of parameters, of all settings that change what a memory means, and of the shapes of its
-  state. How memories are written and computed, weights of contrasts, rule and sampler are no part
-  of it.
+  The hash covers parameters, all settings that change what a memory means, and the shapes of its
+  state. It leaves out how memories are written and computed, weights of contrasts, rule and
+  sampler.
   """
   known: dict[int, str] = {}  # parts share parameters: the base's serve its long-term memory, too
 
@@ -67,7 +67,7 @@ def fingerprint(model: world_model.WorldModel) -> dict[str, str]:
 
 
 def _settings(value: Any) -> Any:
-  """What is no array in a part of a model, as plain JSON that is the same in every process."""
+  """Everything but arrays in a part of a model, as plain JSON that is the same in every process."""
   if dataclasses.is_dataclass(value):
     fields = (field.name for field in dataclasses.fields(value) if field.name not in _UNTOLD)
     return {'': type(value).__qualname__, **{n: _settings(getattr(value, n)) for n in fields}}
@@ -83,7 +83,7 @@ def _settings(value: Any) -> Any:
 
 
 def check(parts: Mapping[str, str], expected: Mapping[str, str], *, where: str) -> None:
-  """Checks that a model has all that a memory was written for.
+  """Checks that a model has all the parts a memory was written for.
 
   Args:
     parts: The model's fingerprint.
@@ -91,7 +91,7 @@ def check(parts: Mapping[str, str], expected: Mapping[str, str], *, where: str) 
     where: Where the memory comes from, for the message.
 
   Raises:
-    ValueError: naming each part that is missing or another.
+    ValueError: naming each part that is missing or differs.
   """
   wrong = [
       f'{name} (the memory is for {digest[:12]}, the model has '
@@ -99,8 +99,8 @@ def check(parts: Mapping[str, str], expected: Mapping[str, str], *, where: str) 
       for name, digest in expected.items() if parts.get(name) != digest]
   if wrong:
     raise ValueError(
-        f'{where} is the memory of another model. It differs in {"; ".join(wrong)}. Open the '
-        'weights it was written with: a memory means nothing to others.')
+        f'{where} is the memory of another model. It differs in {"; ".join(wrong)}. Open it with '
+        'the weights it was written with: a memory means nothing to others.')
 
 
 def describe(model: world_model.WorldModel) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def restore(
   """The model, composed and sampled as described.
 
   Raises:
-    ValueError: if something of the description is known by no name, and the model has it otherwise.
+    ValueError: if the description has something without a name, and the model differs in it.
   """
   own = describe(model)
   changes: dict[str, Any] = {

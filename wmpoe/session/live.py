@@ -1,7 +1,7 @@
-"""A session: a world model with its running episodes, to be observed, dreamed on, forked and saved.
+"""A session: a world model with its running episodes, which can observe, imagine, fork and save.
 
-Sessions are immutable: every method returns a new one and leaves the old as it was. What does not
-change is shared, so that a fork costs nothing and an old session is a way back.
+Sessions are immutable: every method returns a new one and leaves the old one as it was. What does
+not change is shared, so that a fork costs nothing, and you can go back to any old session.
 """
 
 from collections.abc import Mapping
@@ -30,14 +30,14 @@ def write(
     model: world_model.WorldModel, state: world_model.WorldState, encoded: episode.Observation,
     key: chex.PRNGKey,
 ) -> tuple[world_model.WorldState, chex.PRNGKey]:
-  """The state after encoded frames were written into every memory, and the key to go on with."""
+  """The state after encoded frames were written into every memory, and the key to use next."""
   key, use = jax.random.split(key)
   return model.write(state, encoded, use), key
 
 
 @functools.partial(jax.jit, static_argnames='steps')
 def fit(memory: Any, state: Any, key: chex.PRNGKey, steps: int) -> Any:
-  """`memory.fit`, compiled: the state after so many more inner steps."""
+  """`memory.fit`, compiled: the state after `steps` more inner steps."""
   return memory.fit(state, key, steps=steps)
 
 
@@ -64,10 +64,10 @@ class Session:
   """B running episodes of a world model.
 
   Attributes:
-    model: The world model, composed as it is to dream; `dataclasses.replace` another composition
-      of the same experts at any time.
+    model: The world model, composed as it dreams; use `dataclasses.replace` to give it another
+      composition of the same experts at any time.
     state: What the episodes remember; every leaf has a leading episode axis.
-    key: What the next random draws come from.
+    key: The key of the next random draws.
     parts: Hash of each part of the model.
     source: What `zoo.load` makes the model from, if it did: {'world', 'compose'}.
     observed: Frames observed of each episode [B].
@@ -121,14 +121,14 @@ class Session:
     Compiled once for each T.
 
     Raises:
-      ValueError: if the observation does not fit the model or has other than B episodes, if a
-        history would be shorter than what inner steps learn from, or if the memory was loaded
-        without what writing it needs.
+      ValueError: if the observation does not fit the model or does not have B episodes, if a
+        history would be shorter than the clips that inner steps learn from, or if the memory was
+        loaded without its history.
     """
     if not self.writable:
       raise ValueError(
-          'This memory came from a file without its history: it can be read, not written on. Save '
-          'with history=True to go on observing, or reset() to start anew.')
+          'This memory came from a file without its history: it can be read, not written to. Save '
+          'with history=True to continue observing later, or use reset() to start over.')
     self._check(observation.frames, 'frames')
     self.model.validate(observation)
     self._check_history(self.observed + observation.frames.shape[1])
@@ -168,7 +168,7 @@ class Session:
         self, model=model, state=dataclasses.replace(self.state, memories=kept))
 
   def reset(self, done: chex.Array | None = None) -> 'Session':
-    """The session with new episodes where `done` [B] is true; everywhere if it is not given."""
+    """The session with new episodes where `done` [B] is true; by default everywhere."""
     done = np.ones(self.batch, bool) if done is None else np.asarray(done, bool)
     if done.shape != (self.batch,):
       raise ValueError(f'reset got done of shape {done.shape}; expected [{self.batch}].')
@@ -181,7 +181,8 @@ class Session:
     """Another session that remembers the same, at no cost: storage is shared.
 
     Args:
-      branch: Without a number the fork dreams what this session will; with one, dreams of its own.
+      branch: Without a number, the fork dreams what this session will dream; with one, it dreams
+        differently.
     """
     if branch is None:
       return dataclasses.replace(self)
@@ -197,15 +198,16 @@ class Session:
 
     Args:
       path: Destination, ending in `.npz`.
-      history: Also write what further observing and forgetting need: the frames a long-term memory
-        was written from, and its optimiser's state.
+      history: Also write what is needed to observe more and to forget: the frames a long-term
+        memory was written from, and its optimiser's state.
 
     Returns:
       The file's card.
 
     Raises:
-      ValueError: if history is asked of a memory that was loaded without, or the name is another.
-      OSError: if the folder can't be written to.
+      ValueError: if history is asked of a memory that was loaded without it, or the name does not
+        end in `.npz`.
+      OSError: if the folder cannot be written to.
     """
     if history and not self.writable:
       raise ValueError('This memory was loaded without its history and cannot be saved with it.')
@@ -222,18 +224,18 @@ class Session:
       cls, path: str | os.PathLike[str],
       model: 'world_model.WorldModel | str | Session | None' = None,
   ) -> 'Session':
-    """The session a file holds: it goes on bit for bit as the saved one would have.
+    """Loads a session from a file: it continues, bit for bit, as the saved one would have.
 
     Composition, sampler and random key are the file's.
 
     Args:
       path: A file that `save` wrote.
-      model: The model it was written with, or an open session of it, which spares computing the
-        model's hash. Not needed where a packaged one was opened by its name.
+      model: The model it was written with, or an open session of it, which saves computing the
+        model's hash. Not needed if a packaged model was opened by its name.
 
     Raises:
-      ValueError: if the file is damaged, no memory file, or the memory of another model.
-      FileNotFoundError: if there is no file.
+      ValueError: if the file is damaged, is not a memory file, or is the memory of another model.
+      FileNotFoundError: if there is no such file.
     """
     leaves, facts = memory_file.read(path)
     source = facts['source']
@@ -242,7 +244,7 @@ class Session:
     else:
       if model is None and source is None:
         raise ValueError(
-            f"'{path}' does not say how to load its model, as it was not opened by name; give the "
+            f"'{path}' does not say how to load its model, which was not opened by name; give the "
             'model it was written with.')
       whole, own = _model(source['world'], source['compose']) if model is None else _model(
           model, None)
@@ -276,7 +278,7 @@ class Session:
 def _model(
     model: world_model.WorldModel | str, compose: Mapping[str, Any] | None
 ) -> tuple[world_model.WorldModel, dict[str, Any] | None]:
-  """The model, and what `zoo.load` makes it from if it was named."""
+  """The model, and what `zoo.load` makes it from if it was opened by name."""
   if isinstance(model, str):
     return zoo.load(model, compose=compose), {
         'world': model, 'compose': None if compose is None else dict(compose)}

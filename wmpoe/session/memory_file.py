@@ -2,11 +2,11 @@
 
 An `archive` (npz without pickle, hash-checked, versioned, written whole or not at all) with one
 array for each leaf of the session's state, exactly as it is: what is loaded dreams on bit for bit.
-Nothing is stored in 16 bits; slots of rings that hold nothing are zeros, which take no room.
+Nothing is stored in 16 bits; empty slots of rings are zeros, which take no space.
 
 What only further writing needs, a long-term memory's history of frames and the state of its
-optimiser, is left out unless asked for: without it the file is half as large, and is read but not
-written to.
+optimiser, is left out unless asked for. Without it the file is half as large, and the memory can be
+read, not written to.
 """
 
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ KIND = archive.Kind(
     fields=('parts', 'source', 'composition', 'key', 'episodes', 'observed', 'imagined', 'history',
             'lineage', 'wmpoe', 'created'),
     dtypes=('float32', 'float16', 'uint8', 'uint32', 'int32', 'bool'),
-    writer='wmpoe.session.Session.save', remedy='Take a copy that is whole, or write it again.',
+    writer='wmpoe.session.Session.save', remedy='Use an intact copy, or write it again.',
     compression=1, worthwhile=0.9)
 _KEY = 'key'  # beside the state's own leaves, so that the hash covers it
 
 
 def only_for_writing(model: world_model.WorldModel) -> tuple[str, ...]:
-  """Paths of the state under which is what reading a memory does without."""
+  """Paths of the parts of the state that only writing needs."""
   return tuple(
       f'memories/{name}/{field}/' for name, memory in model.memories.items()
       for field in getattr(memory, 'only_for_writing', ()))
@@ -75,12 +75,13 @@ def card(path: str | os.PathLike[str]) -> dict[str, Any]:
 def fork(
     source: str | os.PathLike[str], destination: str | os.PathLike[str], branch: int
 ) -> dict[str, Any]:
-  """Copies a file into one that remembers the same and dreams of its own; returns its card.
+  """Copies a file into one that remembers the same and dreams differently; returns its card.
 
-  Needs no model, for nothing but the random key and where it comes from is changed.
+  Needs no model: only the random key and the lineage change.
 
   Raises:
-    ValueError: if the source is damaged or no memory file, or for a destination of another name.
+    ValueError: if the source is damaged or is not a memory file, or if the destination does not end
+      in `.npz`.
     FileNotFoundError: if there is no source.
   """
   leaves, facts = read(source)
@@ -92,7 +93,7 @@ def fork(
 
 
 def now() -> str:
-  """The time, as cards have it."""
+  """The time, in the format of cards."""
   return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
 
 
@@ -103,7 +104,7 @@ def restore(
   """The state and the key in a file.
 
   Args:
-    leaves: What `read` gave.
+    leaves: What `read` returned.
     facts: The card.
     model: Composed as the card says.
     where: Name of the file, for messages.

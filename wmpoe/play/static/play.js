@@ -75,10 +75,10 @@ function status(header) {
   const set = header.settings;
   document.body.dataset.mode = set.mode;
   $('place').textContent = set.mode === 'real' ? 'awake, in the real world' : 'dreaming: all you see is imagined';
-  $('caption').textContent = set.mode === 'real' ? 'what is real' :
-      'what the model imagines, out of its memories';
+  $('caption').textContent = set.mode === 'real' ? 'what is really there' :
+      'what the model imagines from its memories';
   $('truthcap').textContent = set.follow ? 'what really came next' :
-      told.plan.kind === 'board' ? 'what it really looks like' : 'nearest frame really seen';
+      told.plan.kind === 'board' ? 'what it really looks like' : 'nearest real frame seen';
   $('fps').textContent = header.fps.toFixed(1);
   $('read').textContent = Math.round(header.read_ms);
   $('write').textContent = header.write_ms < 10 ? header.write_ms.toFixed(1) : Math.round(header.write_ms);
@@ -87,7 +87,7 @@ function status(header) {
   for (const id of ['rule', 'sampler', 'steps', 'chunk']) if (document.activeElement !== $(id)) $(id).value = set[id];
   $('run').classList.toggle('on', set.run);
   $('record').classList.toggle('on', header.recording);
-  $('record').textContent = header.recording ? 'Stop and keep' : 'Record film';
+  $('record').textContent = header.recording ? 'Stop and save' : 'Record film';
   $('writebtn').hidden = !('long_term' in set.weights);
   $('writebtn').textContent = header.unwritten ? `Write weights (${header.unwritten})` : 'Write weights';
   for (const box of document.querySelectorAll('.expert')) {
