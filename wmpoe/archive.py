@@ -204,8 +204,8 @@ def _to_bytes(kind: Kind, card_text: str, leaves: Mapping[str, np.ndarray]) -> b
 
 
 def _compressed_share(content: bytes, level: int) -> float:
-  """How small a sample of it becomes: many pieces, evenly spaced, as ends are often empty."""
-  step = max(len(content) // 16, 1)
+  """How small a sample of it becomes: 16 pieces, evenly spaced, as ends are often empty."""
+  step = max(len(content) // 16, _SAMPLE)
   sample = b''.join(content[at:at + _SAMPLE] for at in range(0, len(content), step))
   return len(zlib.compress(sample, level)) / max(len(sample), 1)
 

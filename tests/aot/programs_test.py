@@ -71,16 +71,28 @@ def test_programs_do_not_start_where_the_mesh_does_not_divide_them():
     programs.train(None, state_lib.TrainConfig(steps=1, batch_size=4), {}, mesh)
 
 
+def lowered(function, where, size=8):
+  job = programs.Job(
+      name='train', function=jax.jit(function), batch=1, steps=1, state_bytes=0, whole_bytes=0,
+      arguments=(jax.ShapeDtypeStruct((size,), jnp.int32),), mesh=jax.sharding.AbstractMesh((), ()))
+  return programs.lower(job, topologies.find(where))
+
+
 def test_a_program_is_known_by_its_text():
-  mesh = sharding.make_mesh({'data': 1}, jax.devices()[:1])
+  double = lambda i: i * 2
+  found = [lowered(*job).sha256 for job in (
+      (double, 'v5e:2x2'), (double, 'v5e:4x4'), (double, 'v5e:2x2', 4), (lambda i: i, 'v5e:2x2'))]
+  assert len({*found}) == 4
+  assert lowered(double, 'v5e:2x2').sha256 == found[0]
 
-  def sha256(episodes=2, where='v5e:2x2', **changes):
-    world = jax.eval_shape(lambda w: w, small.world(**changes))
-    job = programs.imagine(world, episodes, mesh)
-    return programs.lower(job, topologies.find(where)).sha256
 
-  assert sha256() == sha256()
-  assert len({sha256(), sha256(episodes=4), sha256(where='v5e:4x4'), sha256(num_steps=3)}) == 4
+def test_what_scatters_is_kept_off_sparse_cores():
+  scatter = lambda i: jnp.zeros(8).at[i].max(1.0)
+  for where in ('v5p:2x2x1', 'v6e:2x2'):
+    options = lowered(scatter, where).options
+    assert options and not any(options.values())
+    assert not lowered(lambda i: i + 1, where).options
+  assert not lowered(scatter, 'v5e:2x2').options
 
 
 @pytest.mark.skipif(

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 
+import jax
 import pytest
 
 from wmpoe import cli
@@ -47,3 +48,27 @@ def test_experts_come_from_the_config_file_of_the_base(monkeypatch):
   found = compile_lib._variant(f'{CONFIG}:base', 'spatial', {'env': {'name': "the base's"}})
   assert found['expert'] == 'spatial'
   assert found['env'] == {'name': "the base's"}
+
+
+def test_the_very_same_program_is_not_compiled_again(monkeypatch, tmp_path):
+  compiled = []
+
+  def measure(job, where, lowered):
+    compiled.append(lowered.sha256)
+    return {
+        'program': job.name, 'topology': where.name, 'chips': where.chips, 'mesh': {},
+        'batch': job.batch, 'steps': 1, 'state_bytes': 1, 'whole_state_bytes': 1, 'hbm': 2**34,
+        'jax': '', 'libtpu': '', 'fits': False, 'needs': 2**35, 'compile_seconds': 1.0}
+
+  monkeypatch.setattr(compile_lib.programs, 'measure', measure)
+  monkeypatch.setattr(compile_lib.topologies, 'devices', lambda where: jax.devices()[:1])
+  tiny = [f'--config.model.{size}' for size in ('width=16', 'depth=1', 'heads=1')]
+  run = lambda *flags: cli.main([
+      'wmpoe', 'compile', f'--config={CONFIG}:base', f'--workdir={tmp_path}', '--topology=v5e:2x2',
+      '--programs=train', '--mesh=fsdp=1', '--batch=2', *tiny, *flags])
+  assert run() == run() == 0
+  # How memories are composed is no part of an update; the model is.
+  assert run('--config.compose.num_steps=7') == 0
+  assert len(compiled) == 1
+  assert run('--config.model.width=32') == 0
+  assert len({*compiled}) == len(compiled) == len(list(tmp_path.glob('*.json'))) == 2
