@@ -6,8 +6,8 @@ usage() {
   cat <<'EOF'
 usage: NAME=... PROJECT=... ZONE=... ACCELERATOR=... launch/babysit.sh -- COMMAND...
 
-Keeps COMMAND running on a TPU slice until it is done: creates the slice, sets it up, runs COMMAND,
-and does all of it again after a preemption or a lost host. COMMAND must resume where it stopped, as
+Keeps COMMAND running on a TPU slice (with SLICES=2 on two) until it is done: creates it, sets it up,
+runs COMMAND, and does all of it again after a preemption or a lost host. COMMAND must resume where it stopped, as
 `python -m wmpoe train` does when its --workdir is a gs:// folder.
 
   export NAME=maze PROJECT=my-project ZONE=us-central2-b ACCELERATOR=v4-32 SPOT=1

@@ -7,7 +7,8 @@ usage() {
   cat <<'EOF'
 usage: NAME=... PROJECT=... ZONE=... ACCELERATOR=... launch/tpu_pod.sh COMMAND
 
-Manages a Cloud TPU slice from request to removal. It needs nothing but gcloud.
+Manages a Cloud TPU slice, or several that train together, from request to removal. It needs nothing
+but gcloud.
 
   create          request the slice (a queued resource of the same name) and wait until it is ready
   setup           copy this repository's last commit to every host and install it there
@@ -28,6 +29,8 @@ Required:
   NAME, PROJECT, ZONE   of the slice
   ACCELERATOR           v4-N, v5litepod-N, v5p-N or v6e-N (create only; v5e-N is v5litepod-N)
 Optional:
+  SLICES=2              as many slices of ACCELERATOR, one training (default: 1); the mesh axis
+                        data then has to be a multiple of it. Set it for every command
   SPOT=1                cheaper, may be preempted: see launch/babysit.sh
   WAIT=3600             seconds to wait in the queue before giving up the request (default: no limit)
   POLL=20               seconds between two checks
@@ -66,6 +69,9 @@ require() {
   [[ ${DRY_RUN-} ]] || command -v gcloud > /dev/null \
     || die 'There is no gcloud on PATH. Install it (cloud.google.com/sdk/docs/install) and run: gcloud auth login'
   where=("--project=$PROJECT" "--zone=$ZONE")
+  [[ ${SLICES-1} =~ ^[1-9][0-9]*$ ]] || die "Expected a number of slices, got SLICES=$SLICES."
+  nodes=("$NAME")
+  ((${SLICES-1} == 1)) || read -ra nodes <<< "$(seq -s ' ' -f "$NAME-%g" 0 $((SLICES - 1)))"
 }
 
 queue() {  # queue VERB FLAGS...
@@ -74,21 +80,29 @@ queue() {  # queue VERB FLAGS...
   do_it gcloud compute tpus queued-resources "$verb" "$NAME" "${where[@]}" "$@"
 }
 
-on() {  # on WORKER SCRIPT
-  do_it gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" "--worker=$1" \
-    --ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4 "--command=$2"
+on() {  # on all SCRIPT: every host; on 0 SCRIPT: the first one
+  local node code=0
+  for node in "${nodes[@]}"; do
+    do_it gcloud compute tpus tpu-vm ssh "$node" "${where[@]}" "--worker=$1" \
+      --ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4 "--command=$2" || code=1
+    [[ $1 == all ]] || break
+  done
+  return "$code"
 }
 
 # An error of gcloud (no login, no rights, no network) is none of the states.
 state() {
-  local found error
+  local found error node
   error=$(mktemp)
   if found=$(gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" \
     '--format=value(state.state)' 2> "$error"); then
     if [[ $found == ACTIVE ]]; then
-      # The request stays active for a while after its node was preempted.
-      found=$(gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" '--format=value(state)' \
-        2> "$error") || found=UNKNOWN
+      # The request stays active for a while after a node of it was preempted.
+      for node in "${nodes[@]}"; do
+        found=$(gcloud compute tpus tpu-vm describe "$node" "${where[@]}" '--format=value(state)' \
+          2> "$error") || found=UNKNOWN
+        [[ $found == READY ]] || break
+      done
     fi
   elif grep -qiE 'not_?found|not found' "$error"; then
     found=ABSENT
@@ -116,8 +130,9 @@ create() {
   [[ $accelerator =~ ^(v4|v5litepod|v5p|v6e)-[1-9][0-9]*$ ]] \
     || die "Unknown accelerator '$ACCELERATOR'; expected v4-N, v5litepod-N (or v5e-N), v5p-N or v6e-N, for instance v5litepod-16."
   [[ ${WAIT-0} =~ ^[0-9]+$ && $poll =~ ^[0-9.]+$ ]] || die "Expected seconds, got WAIT=${WAIT-} POLL=$poll."
-  local flags=("--node-id=$NAME" "--accelerator-type=$accelerator"
-    "--runtime-version=${VERSION-$(runtime_version "$accelerator")}")
+  local flags=("--node-id=$NAME")
+  ((${#nodes[@]} == 1)) || flags=("--node-count=$SLICES" "--node-prefix=$NAME")
+  flags+=("--accelerator-type=$accelerator" "--runtime-version=${VERSION-$(runtime_version "$accelerator")}")
   [[ -z ${SPOT-} ]] || flags+=(--spot)
   # shellcheck disable=SC2206  # Separated by spaces, as the help says.
   flags+=(${CREATE_FLAGS-})
@@ -155,7 +170,7 @@ create() {
 
 setup() {
   require NAME PROJECT ZONE
-  local root archive python=${PYTHON_VERSION-3.12}
+  local root archive node python=${PYTHON_VERSION-3.12}
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   archive=wmpoe.tar
   if [[ -z ${DRY_RUN-} ]]; then
@@ -167,8 +182,10 @@ setup() {
     || say 'There are uncommitted changes; only the last commit is copied.'
   do_it git -C "$root" archive --format=tar "--output=$archive" HEAD \
     || die 'Needs a git checkout with a commit.'
-  do_it gcloud compute tpus tpu-vm scp "$archive" "$NAME:wmpoe.tar" "${where[@]}" --worker=all \
-    || die 'Copying failed on some host, see above. You can run setup again.' 1
+  for node in "${nodes[@]}"; do
+    do_it gcloud compute tpus tpu-vm scp "$archive" "$node:wmpoe.tar" "${where[@]}" --worker=all \
+      || die 'Copying failed on some host, see above. You can run setup again.' 1
+  done
   on all "set -e
 mkdir -p ~/wmpoe && cd ~/wmpoe && rm -rf .venv .ready && tar -xf ~/wmpoe.tar
 [ -x ~/.local/bin/uv ] || python3 -m pip install --quiet --user uv

@@ -262,6 +262,7 @@ def test_a_preempted_slice_is_replaced(cloud):
     ({'ACCELERATOR': 'v9-8'}, "Unknown accelerator 'v9-8'; expected v4-N, v5litepod-N"),
     ({'ACCELERATOR': 'v4'}, "Unknown accelerator 'v4'"),
     ({'WAIT': 'long'}, 'Expected seconds, got WAIT=long'),
+    ({'SLICES': 'two'}, 'Expected a number of slices, got SLICES=two.'),
 ])
 def test_bad_input_is_named_before_anything_is_asked_for(cloud, environment, message):
   done = cloud('create', **environment)
@@ -334,6 +335,24 @@ def test_run_shows_host_0_and_returns_the_exit_code(cloud):
   assert 'The command ended with exit code 3.' in done.stderr
   shown = cloud('status').stdout
   assert sorted(re.findall('exit code (.)', shown)) == ['0', '3']  # hosts answer in any order
+
+
+def test_several_slices_are_one_pod(cloud):
+  hosts = [f'host-{slice}-{host}' for slice in range(2) for host in range(2)]
+  assert cloud('create', SLICES='2').returncode == 0
+  assert f'{_WHERE} --node-count=2 --node-prefix=maze --accel' in cloud.calls('create')[0]
+  cloud.program('python3', 'mkdir -p ~/.local/bin; cp "$FAKE/bin/uv" ~/.local/bin/uv')
+  cloud.program('uv', 'true')
+  assert cloud('setup', SLICES='2').returncode == 0
+  assert all((cloud.folder / host / 'wmpoe' / '.ready').exists() for host in hosts)
+  done = cloud('run', '--', 'bash', '-c', 'echo $NODE $HOST; exit $((NODE * -7))', SLICES='2')
+  assert done.stdout == '-0 0\n'
+  assert done.returncode == 7
+  shown = cloud('status', SLICES='2').stdout
+  assert sorted(re.findall('exit code (.)', shown)) == ['0', '0', '7', '7']
+  assert cloud('state', SLICES='2').stdout == 'READY\n'
+  (cloud.folder / 'node-1').write_text('PREEMPTED')
+  assert cloud('state', SLICES='2').stdout == 'PREEMPTED\n'
 
 
 def test_a_running_command_is_kept_from_a_second_and_can_be_stopped(cloud):
@@ -416,12 +435,13 @@ def test_a_slurm_job_is_one_pod_and_is_queued_again_when_interrupted(cloud):
 def test_the_jobset_is_what_kubernetes_expects():
   text = (_LAUNCH / 'gke_jobset.yaml').read_text()
   values = {'NAME': 'maze', 'IMAGE': 'here/wmpoe:1', 'TPU': 'tpu-v5-lite-podslice',
-            'TOPOLOGY': '4x4', 'HOSTS': '4', 'CHIPS': '4',
+            'TOPOLOGY': '4x4', 'SLICES': '2', 'HOSTS': '4', 'CHIPS': '4',
             'COMMAND': 'python -m wmpoe train --distributed=auto --workdir=gs://b/maze'}
   body = '\n'.join(line for line in text.splitlines() if not line.startswith('#'))
   assert set(re.findall(r'\$\{(\w+)\}', body)) == set(values)
   assert set(re.findall(r'(?:export| )(\w+)=', text)) >= set(values)  # The header tells them all.
   jobset = yaml.safe_load(re.sub(r'\$\{(\w+)\}', lambda found: values[found[1]], body))
+  assert jobset['spec']['replicatedJobs'][0]['replicas'] == 2
   job = jobset['spec']['replicatedJobs'][0]['template']['spec']
   assert (job['parallelism'], job['completions'], job['completionMode']) == (4, 4, 'Indexed')
   pod = job['template']['spec']

@@ -79,9 +79,26 @@ def test_an_axis_may_take_a_part_of_an_axis_of_the_torus():
   assert len({device.id for device in mesh.devices.flat}) == 64
 
 
-def test_several_slices_are_refused():
-  with pytest.raises(ValueError, match='belong to 2 slices, and a mesh lies on one'):
-    sharding.make_mesh({'data': -1}, torus(slices=2))
+def test_of_several_slices_each_holds_a_part_of_data():
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 8, 'tensor': 2}, torus(slices=2))
+  assert mesh.shape == {'data': 8, 'fsdp': 8, 'tensor': 2, 'expert': 1}
+  slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  assert (slices[:4] == 0).all() and (slices[4:] == 1).all()
+  assert len({device.id for device in mesh.devices.flat}) == 128
+
+
+def test_no_other_axis_spans_slices():
+  with pytest.raises(ValueError, match='belong to 2 slices, and data=1 does not divide over them'):
+    sharding.make_mesh({'fsdp': 128}, torus(slices=2))
+
+
+def test_any_axis_spans_the_hosts_of_a_gpu_cluster():
+  hosts = [
+      dataclasses.replace(chip, platform='gpu', device_kind='H100') for chip in torus(slices=2)]
+  mesh = sharding.make_mesh({'data': 8, 'fsdp': 16}, hosts)
+  slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  assert (slices[:4] == 0).all() and (slices[4:] == 1).all()
+  assert sharding.make_mesh({'fsdp': 128}, hosts).shape['fsdp'] == 128
 
 
 @pytest.mark.parametrize(('sizes', 'message'), [

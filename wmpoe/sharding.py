@@ -4,7 +4,9 @@ The mesh has four axes, any of size 1: 'data' (copies of the model, each with it
 batch or of the episodes), 'fsdp' (shares of the batch, and of every parameter and its optimiser
 state: ZeRO, arXiv 1910.02054), 'tensor' (attention heads and hidden units of the MLPs, arXiv
 1909.08053) and 'expert' (branches of a composition). The same program runs on one device, on eight
-and on a pod: what lies where is said by path, from shapes alone, and XLA adds the collectives.
+and on a pod: what lies where is said by path, from shapes alone, and XLA adds the collectives. Of
+several TPU slices, which a slower network joins, each holds a part of 'data', the axis that sends
+least: all other axes lie inside one.
 
 Entry points make a mesh and pass it on; nothing here or below enters one.
 """
@@ -55,8 +57,8 @@ def make_mesh(
     devices: All of them, in every process, by default.
 
   Raises:
-    ValueError: for an unknown axis, sizes that do not multiply to the number of devices, or devices
-      of several slices.
+    ValueError: for an unknown axis, sizes that do not multiply to the number of devices, or a
+      'data' axis that several TPU slices do not divide.
   """
   devices = jax.devices() if devices is None else list(devices)
   unknown = sorted(set(sizes) - set(AXES))
@@ -79,14 +81,28 @@ def make_mesh(
     raise ValueError(
         f'A mesh of {product or "one device"} does not use {len(devices)} device(s): the sizes '
         f'must multiply to {len(devices)}. Change one, or give one as -1 to take what remains.')
-  slices = {getattr(device, 'slice_index', None) for device in devices}
-  if len(slices) > 1:
+  return jax.sharding.Mesh(
+      _arranged(shape, devices), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: Mapping[str, int], devices: Sequence[jax.Device]) -> np.ndarray:
+  """The devices as an array of that shape, neighbours on the links of their slice."""
+  slices = 1
+  if devices[0].platform == 'tpu':  # the hosts of a GPU cluster are numbered as slices, too
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  # An axis may take a part of a torus's axis; jax.make_mesh allows that on v5e alone.
+  if slices == 1:
+    return mesh_utils.create_device_mesh(
+        tuple(shape.values()), devices, allow_split_physical_axes=True)
+  if shape['data'] % slices:
     raise ValueError(
-        f'The devices belong to {len(slices)} slices, and a mesh lies on one; train on one slice.')
-  # As jax.make_mesh, which lets an axis take a part of a torus's axis on v5e alone.
-  where = mesh_utils.create_device_mesh(
-      tuple(shape.values()), devices, allow_split_physical_axes=True)
-  return jax.sharding.Mesh(where, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+        f'The devices belong to {slices} slices, and data={shape["data"]} does not divide over '
+        f'them. Only data may span slices: choose fsdp, tensor and expert so that data is a '
+        f'multiple of {slices}.')
+  inside = {**shape, 'data': shape['data'] // slices}
+  return mesh_utils.create_hybrid_device_mesh(
+      tuple(inside.values()), (slices,) + (1,) * (len(shape) - 1), devices,
+      allow_split_physical_axes=True)
 
 
 def shardings(mesh: jax.sharding.Mesh, shapes: Any, rules: Rules = RULES) -> Any:

@@ -86,6 +86,50 @@ def test_memory_traffic_is_what_leaves_the_chip():
   assert [c.kind for c in body.collectives] == ['all-gather']
 
 
+# Of two slices of four: every turn of three adds up what each slice has, through its hosts.
+SLICES = """\
+%body (s: (s32[], f32[256,128])) -> (s32[], f32[256,128]) {
+  %s = (s32[], f32[256,128]{1,0:T(8,128)}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[256,128]{1,0:T(8,128)} get-tuple-element(%s), index=1
+  %token = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce.1_0"}
+  %send = (f32[256,128]{1,0:T(8,128)}, u32[], token[]) send(%x, %token), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[256,128]{1,0:T(8,128)}, u32[], token[]) recv(%token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done = token[] send-done(%send), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %recv-done = (f32[256,128]{1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=2, is_host_transfer=true
+  %sum = f32[256,128]{1,0:T(8,128)} get-tuple-element(%recv-done), index=0
+  ROOT %next = (s32[], f32[256,128]{1,0:T(8,128)}) tuple(%i, %sum)
+}
+
+%condition (s.1: (s32[], f32[256,128])) -> pred[] {
+  %s.1 = (s32[], f32[256,128]{1,0:T(8,128)}) parameter(0)
+  ROOT %less = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[256,128]) -> f32[256,128] {
+  %a = f32[256,128]{1,0:T(8,128)} parameter(0)
+  %begin = (s32[], f32[256,128]{1,0}) tuple(%a, %a)
+  %loop = (s32[], f32[256,128]{1,0}) while(%begin), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %out = f32[256,128]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+@pytest.mark.parametrize(('slices', 'count'), [('{1,2}', 2), ('{1:4}', 4)])
+def test_what_slices_send_one_another_is_kept_apart(slices, count):
+  program = hlo.read(SLICES.replace('{1,2}', slices), 8)
+  [sent] = program.collectives
+  assert (sent.kind, sent.times, sent.group, sent.between) == ('all-reduce', 3, count, True)
+  assert program.wire_bytes == 0
+  assert program.network_bytes == 3 * 2 * 256 * 128 * 4 * (count - 1) / count
+  assert [*program.by_kind()] == ['all-reduce between slices']
+
+
+def test_a_transfer_that_does_not_name_its_slices_is_refused():
+  with pytest.raises(ValueError, match='between slices does not name them'):
+    hlo.read(SLICES.replace('_xla_megascale_target="{1,2}x{0:3}",', ''), 8)
+
+
 def test_a_loop_of_unknown_length_is_told():
   program = hlo.read(LOOP.replace('constant(10)', 'parameter(1)'), 8)
   assert program.endless == 1

@@ -54,6 +54,14 @@ def test_estimates_add_up_cycles_and_what_is_sent():
   assert found['basis'] == 'cycles of the compiler'
 
 
+def test_what_goes_out_of_a_slice_takes_the_time_of_the_network():
+  out = hlo.Collective(
+      kind='collective-permute', bytes=CHIP.network, group=2, times=1, source='', between=True)
+  found = programs.estimate(CHIP.flops, program(cycles=int(CHIP.clock), collectives=(out,)), CHIP)
+  assert found['collective_seconds'] == pytest.approx(1.0)
+  assert found['seconds'] == pytest.approx(2.0)
+
+
 def test_with_a_custom_kernel_published_peaks_take_the_place_of_cycles():
   inside = program(cycles=1, kernels=('flash',), hbm_bytes=3 * CHIP.hbm_bandwidth)
   found = programs.estimate(CHIP.flops, inside, CHIP)
@@ -97,8 +105,9 @@ def test_what_scatters_is_kept_off_sparse_cores():
 
 @pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason='needs the TPU compiler, extra tpu')
-def test_an_update_compiles_for_a_slice_that_is_not_there():
-  where = topologies.find('v5e:2x2')
+@pytest.mark.parametrize('name', ['v5e:2x2', '2xv5e:2x2'])
+def test_an_update_compiles_for_slices_that_are_not_there(name):
+  where = topologies.find(name)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 2}, topologies.devices(where))
   described = small.model(implementation='dot_product_attention', scan_layers=True)
   task = tasks.DenoisingTask(
@@ -111,7 +120,8 @@ def test_an_update_compiles_for_a_slice_that_is_not_there():
       'valid': ((length,), jnp.bool_)}, mesh)
   row = programs.measure(job, where, programs.lower(job, where))
   assert row['fits']
-  assert row['mesh'] == {'data': 2, 'fsdp': 2}
+  assert row['mesh'] == {'data': 2 * where.slices, 'fsdp': 2}
+  assert (row['network_bytes'] > 0) == (where.slices > 1)
   assert row['state_bytes'] < row['needs'] < row['hbm']
   # Parameters are gathered and gradients are added up: there is no step without either.
   assert row['collectives']

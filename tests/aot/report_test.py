@@ -6,7 +6,8 @@ ROW = {
     'config': 'base', 'program': 'imagine', 'topology': 'v5e:4x4', 'chips': 16,
     'mesh': {'data': 4, 'expert': 4}, 'batch': 64, 'steps': 50, 'state_bytes': 40e6,
     'whole_state_bytes': 40e6, 'hbm': 16 * 2**30, 'needs': 2**31, 'fits': True, 'flops': 5e12,
-    'wire_bytes': 1e8, 'collectives': {'all-reduce': {'count': 50, 'bytes': 1e8}},
+    'wire_bytes': 1e8, 'network_bytes': 0.0,
+    'collectives': {'all-reduce': {'count': 50, 'bytes': 1e8}},
     'seconds': 0.5, 'basis': 'cycles of the compiler', 'fraction_of_peak': 0.25,
     'compile_seconds': 12.0, 'jax': '1', 'libtpu': '2'}
 
@@ -25,6 +26,13 @@ def test_what_does_not_fit_says_so_and_kernels_are_marked():
   assert line.count('|') == report.table([ROW]).splitlines()[0].count('|')
   assert '| 10.00* |' in report.table([{**ROW, 'basis': 'published peaks'}])
   assert '| none |' in report.table([{**ROW, 'collectives': {}}])
+
+
+def test_what_goes_out_of_a_slice_is_told_beside_what_stays_inside():
+  two = {**ROW, 'topology': '2xv5e:4x4', 'chips': 32, 'batch': 128, 'network_bytes': 4e7}
+  assert '| 2.00 + 0.80 out |' in report.table([two])
+  [line] = [line for line in report.findings([two, ROW]) if 'to 2xv5e:4x4' in line]
+  assert line.endswith('+0.0 % sent by a chip, +0.0 % time; 40.0 MB go out of a slice.')
 
 
 def test_comparison_and_page():

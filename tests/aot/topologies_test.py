@@ -15,7 +15,15 @@ def test_slices_reach_from_four_to_512_chips():
   assert {name.partition(':')[0] for name in topologies.names()} == {'v4', 'v5e', 'v5p', 'v6e'}
 
 
-@pytest.mark.parametrize('name', ['v5e:3x3', 'v9:4x4', 'v5e', ''])
+def test_several_slices_are_one_topology():
+  two = topologies.find('2xv5e:4x4')
+  assert (two.name, two.chips, two.slices) == ('2xv5e:4x4', 32, 2)
+  assert topologies.find('1xv5e:4x4') == topologies.find('v5e:4x4')
+  with pytest.raises(ValueError, match='2xv4:2x2x2: what the network between slices of v4 carries'):
+    topologies.find('2xv4:2x2x2')
+
+
+@pytest.mark.parametrize('name', ['0xv5e:4x4', 'v5e:3x3', 'v9:4x4', 'v5e', ''])
 def test_unknown_slices_are_answered_with_those_there_are(name):
   with pytest.raises(ValueError, match=rf"Unknown topology '{name}'; expected.*\n.*v4:2x2x1") as e:
     topologies.find(name)

@@ -4,7 +4,8 @@ The compiler's own summary (`cost_analysis`) counts the body of a loop once and 
 time where collectives overlap with computation. Here everything counts as often as it runs: the
 walk starts at the entry and multiplies by the trip counts of loops. Of a conditional's branches the
 slowest counts, but collectives count in all of them. What a fusion reads of an array that it only
-slices is the slice.
+slices is the slice. What several slices do together the text says as sends to the host and receives
+from it.
 """
 
 from collections.abc import Mapping
@@ -54,6 +55,7 @@ class Collective:
     group: Devices that take part.
     times: How often it runs.
     source: Where in the program it comes from.
+    between: Whether the group is one of slices, joined by the data-center network.
   """
 
   kind: str
@@ -61,6 +63,7 @@ class Collective:
   group: int
   times: int
   source: str
+  between: bool = False
 
   @property
   def wire_bytes(self) -> float:
@@ -94,14 +97,20 @@ class Program:
 
   @property
   def wire_bytes(self) -> float:
-    """Bytes one device sends in collectives."""
-    return sum(c.wire_bytes for c in self.collectives)
+    """Bytes one device sends in collectives inside its slice."""
+    return sum(c.wire_bytes for c in self.collectives if not c.between)
+
+  @property
+  def network_bytes(self) -> float:
+    """Bytes one device sends to other slices."""
+    return sum(c.wire_bytes for c in self.collectives if c.between)
 
   def by_kind(self) -> dict[str, dict[str, float]]:
     """`{kind: {'count', 'bytes'}}`: runs and bytes sent by one device."""
     table: dict[str, dict[str, float]] = {}
     for c in self.collectives:
-      row = table.setdefault(c.kind, {'count': 0, 'bytes': 0.0})
+      kind = f'{c.kind} between slices' if c.between else c.kind
+      row = table.setdefault(kind, {'count': 0, 'bytes': 0.0})
       row['count'] += c.times
       row['bytes'] += c.wire_bytes
     return table
@@ -191,6 +200,15 @@ def _named(each: Instruction, attribute: str) -> str:
   return found[1]
 
 
+def _slices(attributes: str) -> int:
+  """How many slices a transfer joins: `{1,2}x{0:3}` are two, of four devices each."""
+  found = re.search(r'megascale_target="\{([\d,:]+)\}x', attributes)
+  if not found:
+    raise ValueError('A transfer between slices does not name them: unknown text format.')
+  ends = [[int(n) for n in part.split(':')] for part in found[1].split(',')]
+  return sum(end[-1] - end[0] + 1 for end in ends)
+
+
 def _branches(each: Instruction) -> list[str]:
   listed = re.search(r'branch_computations=\{([^}]*)\}', each.attributes)
   return _NAME.findall(listed[1]) if listed else [
@@ -249,6 +267,11 @@ class _Walk:
       source = re.search(r'op_name="([^"]*)"', each.attributes)
       self.collectives.setdefault(key, Collective(
           kind=kind, bytes=size, group=group, times=times, source=source[1] if source else ''))
+    elif each.opcode == 'send' and (
+        between := re.search(r'megascale_transfer_type="(\w+)"', each.attributes)):
+      self.collectives[f'{inside}/{each.name}'] = Collective(
+          kind=between[1].lower().replace('_', '-'), bytes=_sizes(each.result)[0],
+          group=_slices(each.attributes), times=times, source='', between=True)
     elif each.opcode == 'custom-call' and 'tpu_custom_call' in each.attributes:
       self.kernels.add(each.name)
     elif each.opcode in ('fusion', 'async-start'):

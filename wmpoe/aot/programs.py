@@ -186,7 +186,8 @@ def measure(job: Job, where: topologies.Slice, lowered: Lowered) -> dict[str, An
       'mesh': {axis: size for axis, size in job.mesh.shape.items() if size > 1},
       'batch': job.batch, 'steps': job.steps, 'state_bytes': job.state_bytes,
       'whole_state_bytes': job.whole_bytes, 'hbm': where.chip.hbm,
-      'jax': jax.__version__, 'libtpu': _version('libtpu')}
+      'jax': jax.__version__, 'libtpu': _version('libtpu'),
+      'compiler_options': dict(lowered.options)}
   begun = time.monotonic()
   try:
     compiled = lowered.program.compile(compiler_options=dict(lowered.options))
@@ -204,8 +205,9 @@ def measure(job: Job, where: topologies.Slice, lowered: Lowered) -> dict[str, An
   costs = compiled.cost_analysis() or {}
   return {
       **row, 'fits': True, 'needs': used, 'flops': lowered.flops, 'hbm_bytes': program.hbm_bytes,
-      'wire_bytes': program.wire_bytes, 'collectives': program.by_kind(),
-      'kernels': len(program.kernels), 'endless_loops': program.endless,
+      'wire_bytes': program.wire_bytes, 'network_bytes': program.network_bytes,
+      'collectives': program.by_kind(), 'kernels': len(program.kernels),
+      'endless_loops': program.endless,
       'compiler': {
           name: costs.get(key) for name, key in (
               ('seconds', 'optimal_seconds'), ('flops', 'flops'), ('bytes', 'bytes accessed'))},
@@ -217,16 +219,19 @@ def estimate(flops: float, program: hlo.Program, chip: topologies.Chip) -> dict[
 
   The compiler's cycles of each instruction; where a custom kernel is inside, for which it has none,
   the longer of FLOPs and bytes against the published peaks. Collectives come on top, at the speed
-  of all links.
+  of all links, and between slices at that of a chip's share of the network.
   """
   if program.kernels or not program.cycles:
     compute = max(flops / chip.flops, program.hbm_bytes / chip.hbm_bandwidth)
     basis = 'published peaks'
   else:
     compute, basis = program.cycles / chip.clock, 'cycles of the compiler'
-  seconds = compute + program.wire_bytes / chip.links
+  collective = program.wire_bytes / chip.links
+  if program.network_bytes:
+    collective += program.network_bytes / chip.network
+  seconds = compute + collective
   return {
-      'seconds': seconds, 'collective_seconds': program.wire_bytes / chip.links, 'basis': basis,
+      'seconds': seconds, 'collective_seconds': collective, 'basis': basis,
       'fraction_of_peak': flops / chip.flops / seconds if seconds else 0.0}
 
 

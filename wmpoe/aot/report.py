@@ -17,13 +17,15 @@ without a TPU, and none is a measurement.
 - *FLOPs* are those of matmuls and convolutions in the program as written, with what is recomputed,
   loops as often as they turn, divided by the chips.
 - *Sent* is what one chip sends in collectives by ring algorithms, read from the compiled text, as
-  often as it runs. A collective that the compiler unrolled counts each time.
+  often as it runs. A collective that the compiler unrolled counts each time. What goes *out* of a
+  slice, over the data-center network, is listed after what stays inside.
 - *Estimate* is the sum of the cycles that the compiler expects of each instruction, at the clock
-  that follows from the chip's published peak, and the time that what is sent takes on all links, as
-  if nothing overlapped. The compiler's own total, `optimal_seconds`, is kept in the JSON files
-  (`compiler.seconds`) and not used: it counts a loop once, and is negative where collectives
-  overlap with computation or a custom kernel is inside. With a custom kernel the estimate is FLOPs
-  and bytes against the published peaks, marked with a star.
+  that follows from the chip's published peak, and the time that what is sent takes: on all links,
+  and out of a slice on a chip's share of the published network, as if nothing overlapped. The
+  compiler's own total, `optimal_seconds`, is kept in the JSON files (`compiler.seconds`) and not
+  used: it counts a loop once, and is negative where collectives overlap with computation or a
+  custom kernel is inside. With a custom kernel the estimate is FLOPs and bytes against the
+  published peaks, marked with a star.
 - Where v5p and v6e warp pictures (`spatial`), their SparseCores are left out: jax does not read a
   program back that uses them. A run uses them, and may be faster.
 - *Of peak* is the FLOPs over the estimate, of the chip's published bfloat16 peak.
@@ -42,7 +44,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-  return row['program'], row['config'], row['topology'].partition(':')[0], row['chips'], str(row)
+  return row['program'], row['config'], _generation(row), row['chips'], str(row)
+
+
+def _generation(row: Row) -> str:
+  """'v5e', of one slice or of several."""
+  return row['topology'].partition(':')[0].rpartition('x')[2]
 
 
 def _cells(row: Row) -> list[str]:
@@ -60,8 +67,9 @@ def _cells(row: Row) -> list[str]:
   kinds = ', '.join(
       f'{cells["count"] / each:.4g} {kind}' for kind, cells in sorted(row['collectives'].items()))
   star = '' if row['basis'].startswith('cycles') else '*'
+  out = f' + {row["network_bytes"] / each / 1e6:.2f} out' if row['network_bytes'] else ''
   return [
-      *lead, f'{row["flops"] / each / 1e9:.1f}', f'{row["wire_bytes"] / each / 1e6:.2f}',
+      *lead, f'{row["flops"] / each / 1e9:.1f}', f'{row["wire_bytes"] / each / 1e6:.2f}{out}',
       kinds or 'none', f'{1e3 * row["seconds"] / each:.2f}{star}',
       f'{100 * row["fraction_of_peak"]:.0f} %', compiled]
 
@@ -106,7 +114,9 @@ def findings(rows: Sequence[Row]) -> list[str]:
       lines.append(
           f'{many["program"]}, {many["config"]}, {few["topology"]} to {many["topology"]} at '
           f'{many["batch"] / many["chips"]:g} {_UNITS[many["program"]]} a chip: '
-          f'{growth("wire_bytes")} sent by a chip, {growth("seconds")} time.')
+          f'{growth("wire_bytes")} sent by a chip, {growth("seconds")} time'
+          + (f'; {many["network_bytes"] / 1e6:.1f} MB go out of a slice.'
+             if many['network_bytes'] else '.'))
   for alone, composed in _pairs(fitting, _sampled):
     if '+' in composed['config'] and '+' not in alone['config']:
       slower = composed['seconds'] / composed['steps'] * alone['steps'] / alone['seconds']
@@ -137,15 +147,14 @@ def _share(row: Row) -> float:
 def _scaled(row: Row) -> Any:
   """Rows that differ in nothing but the number of chips, each with the same work."""
   axes = tuple(sorted((a, n) for a, n in row['mesh'].items() if a != 'data'))
-  return (row['program'], row['config'], row['topology'].partition(':')[0], axes,
-          row['batch'] / row['chips'])
+  return (row['program'], row['config'], _generation(row), axes, row['batch'] / row['chips'])
 
 
 def _sampled(row: Row) -> Any:
   """Samplers with as many episodes on a device of the same kind."""
   if row['program'] != 'imagine':
     return None
-  return row['topology'].partition(':')[0], _share(row)
+  return _generation(row), _share(row)
 
 
 def page(rows: Sequence[Row], command: str) -> str:

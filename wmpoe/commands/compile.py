@@ -41,8 +41,8 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
       'compare', None, 'A second config to compile for the same slices and compare.',
       flag_values=flags, sys_argv=list(argv))
   absl_flags.DEFINE_list(
-      'topology', [], 'TPU slices by generation and shape in chips, such as v5e:4x4,v5p:4x4x4.',
-      flag_values=flags)
+      'topology', [], 'TPU slices by generation and shape in chips, such as v5e:4x4,v5p:4x4x4; '
+      '2xv5e:4x4 for two slices that train together.', flag_values=flags)
   absl_flags.DEFINE_list(
       'programs', [], f'Programs to compile, out of {", ".join(programs.PROGRAMS)}; by default '
       'those the config has.', flag_values=flags)
