@@ -60,7 +60,7 @@ def cache(wmpoe, source, autoencoder):
   done = wmpoe('encode', config(), f'--config.autoencoder={autoencoder}', f'--source={source}',
                '--workdir=latents')
   assert done.code == 0, done.err
-  assert 'broken.npz' in done.err and '1 bad files' in done.err
+  assert 'broken.npz' in done.err and 'bad files left out: 1' in done.err
   assert 'wrote the latents of 2 episodes' in done.out and 'dB' in done.out
   return 'latents'
 

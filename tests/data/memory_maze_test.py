@@ -235,7 +235,7 @@ def test_a_folder_names_and_counts_what_is_bad(tmp_path):
   assert len(source) == 2
   assert source.frame_shape == (60, 60, 3)
   assert source[1].meta['source'] == '000002.npz'
-  assert source.report().startswith('2 episodes, 2 bad files left out\n')
+  assert source.report().startswith('Episodes: 2, bad files left out: 2\n')
   assert '000001.npz: not a whole npz archive' in source.report()
   with pytest.raises(ValueError, match='000001.npz: not a whole'):
     memory_maze.MazeFolder(tmp_path, strict=True)

@@ -163,4 +163,4 @@ def page(rows: Sequence[Row], command: str) -> str:
   return (
       f'# Compiled for TPUs\n\n{NOTES}\n{table(rows)}\n\n'
       f'{"".join(f"- {line}{chr(10)}" for line in findings(rows))}\n'
-      f'Made by `{command}` ({"; ".join(versions)}).\n')
+      f'Made with {"; ".join(versions)}; last by `{command}`.\n')

@@ -191,5 +191,5 @@ def files(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 def report(paths: Sequence[pathlib.Path], bad: Mapping[pathlib.Path, str]) -> str:
   """How many files are good, and every bad one by name with what is wrong."""
-  lines = [f'{len(paths)} episodes, {len(bad)} bad files left out']
+  lines = [f'Episodes: {len(paths)}, bad files left out: {len(bad)}']
   return '\n'.join([*lines, *(f'  {message}' for message in bad.values())])
