@@ -29,9 +29,8 @@ for slice in v5e:4x4:16 v5e:16x16:256 v5p:4x4x8:128 v6e:8x8:64; do
   compile "$where" base_1b --programs=train --batch=$((4 * chips)) --mesh=fsdp=4,tensor=4
 done
 compile v5e:2x4 base --programs=train --batch=128
-for slices in 2 4; do
-  compile "${slices}xv5e:16x16" base --programs=train --batch=$((16 * 256 * slices))
-done
+compile 2xv5e:4x4 base --programs=train --batch=512
+compile 4xv5e:4x4 base --programs=train --batch=1024
 compile v5e:4x4 base --programs=train --batch=256 "$splash"
 compile v5e:4x4 full --programs=train --batch=64 "$splash"
 

@@ -7,7 +7,7 @@ The page's own dreamer dreams in Memory Cards, all experts in one denoising step
 without memory beside it, a key held down all the time and now and then what a visitor does: waking
 up, looking, remembering, falling asleep, which writes weights, going back, forking, saving,
 forgetting. 100,000 frames are 28 hours at one frame a second. Resident memory is read from the
-system as it goes.
+system as it goes, and beside it what all arrays that are alive take.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import pathlib
 import random
 import tempfile
 import time
+
+import jax
 
 from wmpoe import compositions
 from wmpoe import session
@@ -35,6 +37,11 @@ def resident() -> float:
   """Megabytes of this process that lie in memory (Linux)."""
   pages = int(pathlib.Path('/proc/self/statm').read_text(encoding='ascii').split()[1])
   return pages * os.sysconf('SC_PAGE_SIZE') / 1e6
+
+
+def alive() -> float:
+  """Megabytes of all arrays of this process."""
+  return sum(array.nbytes for array in jax.live_arrays()) / 1e6
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -69,8 +76,9 @@ def main(argv: list[str] | None = None) -> None:
       ask('keys', held=(rng.choice(('up', 'down', 'left', 'right', 'space')),))
       seen, chunk = seen + sum('dream' in pictures for _, pictures in one.advance()), chunk + 1
       if seen >= (len(history) + 1) * frames / 20:
-        history.append({'frames': seen, 'megabytes': resident()})
-        print(f'{seen:>8,} frames  {history[-1]["megabytes"]:.0f} MB', flush=True)
+        history.append({'frames': seen, 'megabytes': resident(), 'arrays_megabytes': alive()})
+        print(f'{seen:>8,} frames  {history[-1]["megabytes"]:.0f} MB, '
+              f'{history[-1]["arrays_megabytes"]:.0f} of them arrays', flush=True)
   # The first tenth fills what is bounded: how far back one can go, the path that is shown.
   settled = history[len(history) // 10 - 1:]
   growth = settled[-1]['megabytes'] - settled[0]['megabytes']

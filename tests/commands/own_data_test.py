@@ -51,6 +51,10 @@ _TINY['spatial_points'] = [*_TINY['spatial'], '--config.points.count=2', '--conf
 def _tiny(command):
   if command[0] == 'train':
     return _TINY[next(a for a in command if a.startswith('--config=')).partition(':')[2]]
+  if command[0] == 'eval':
+    depth = ',spatial_depth' * any('points' in word for word in command)
+    return [*_TINY['eval'],
+            f'--arms=long_term,spatial,all,other_episode,shuffled_history{depth}']
   return _TINY.get(command[0], [])
 
 

@@ -118,6 +118,25 @@ def test_table1_has_every_arm_and_control(study):
   assert out['arms']['ssm']['memory_bytes']['mean'] == 4 * (small.TOKENS * 16 * 2 + 3 + 1)
 
 
+@pytest.mark.parametrize('protocol', ['revisit', 'replay', 'contrast', 'context', 'streaming'])
+def test_arms_can_be_chosen(study, protocol):
+  asked = dataclasses.replace(only(study, 'short_term'), seeds=(0,), setting={
+      **SETTING, 'starts': (8,), 'replays': (4,), 'contexts': (8,), 'rounds': 1},
+      only=('other_episode',))
+  out = run(protocol, asked)
+  found = {name.removesuffix('_8').removesuffix('_true').removesuffix('_imagined')
+           for name in out['arms'] if not name.startswith('copy')}
+  assert found == {'base'}
+  assert {name.removesuffix('_8') for name in out['controls']} == {'other_episode'}
+  with pytest.raises(ValueError, match='--arms names al, it; expected some of base, '):
+    run(protocol, dataclasses.replace(asked, only=('al', 'short_term', 'it')))
+
+
+def test_ranks_are_not_arms(study):
+  with pytest.raises(ValueError, match=r'no --arms to choose from: set protocol\.ranks'):
+    run('rank', dataclasses.replace(study, only=('base',)))
+
+
 def test_a_few_episodes_at_a_time_imagine_the_same(study):
   chosen = only(study)
   three = dataclasses.replace(

@@ -6,7 +6,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 _UNITS = {'train': 'examples', 'write': 'episodes', 'imagine': 'episodes'}
-_STEPS = {'train': 'update', 'write': 'inner step', 'imagine': 'denoising step'}
+_STEPS = {'train': 'an update', 'write': 'an inner step', 'imagine': 'a denoising step'}
 NOTES = """\
 Nothing here was run: every number is read off a program that the TPU compiler made on a machine
 without a TPU, and none is a measurement.
@@ -56,7 +56,7 @@ def _cells(row: Row) -> list[str]:
   gib = 2.0**30
   needs = f'{row["needs"] / gib:.2f} of {row["hbm"] / gib:.0f}'
   lead = [
-      row['config'], f'{row["program"]}, a {_STEPS[row["program"]]}', row['topology'],
+      row['config'], f'{row["program"]}, {_STEPS[row["program"]]}', row['topology'],
       ' '.join(f'{axis}={size}' for axis, size in row['mesh'].items()) or 'one',
       f'{row["batch"]} {_UNITS[row["program"]]}',
       needs if row['fits'] else f'**{needs}: does not fit**', f'{row["state_bytes"] / 1e6:.1f}']

@@ -72,6 +72,8 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
          "Memory Cards: 'test' to report results, 'validation' to choose settings.")
   define('string', 'source', None, 'Memory Maze and own data: folder of held-out episodes (*.npz).')
   define('boolean', 'strict', False, 'Stop at the first bad file; otherwise name and skip it.')
+  define('list', 'arms', [], 'Memory Maze and own data: arms and controls to measure beside the base, '
+         'such as spatial,all; by default all.')
   define('list', 'metrics', ['lpips_vgg', 'lpips_alex', 'ssim', 'psnr'],
          'Memory Maze and own data: metrics to measure.')
   define('list', 'steps', ['20', '50', '100', '250'],
@@ -150,7 +152,7 @@ def _keep(
   """Where this measurement is kept until its result is written; prints a line if it resumes."""
   measured = _SHARED.get(protocol, protocol)
   facts = results.meta(measured, description, seeds=[], seconds=0.0)
-  chosen = {name: flags[name].value for name in ('split', 'metrics', 'steps')}
+  chosen = {name: flags[name].value for name in ('split', 'arms', 'metrics', 'steps')}
   name = kept_lib.fingerprint([facts, chosen], arrays)
   kept = kept_lib.Kept(folder / f'.{measured}-{name}', writes=multihost.is_main())
   if kept.parts():
@@ -164,6 +166,9 @@ def _cards(
     flags: absl_flags.FlagValues, folder: pathlib.Path,
 ) -> tuple[dict[str, Any], Any, dict[str, Any], kept_lib.Kept]:
   """A protocol of Memory Cards: what `results.make` takes, film strips, facts, what is kept."""
+  if flags.arms:
+    raise ValueError(
+        f'--arms={",".join(flags.arms)} is for Memory Maze and own data; here all are measured.')
   env = zoo.environment(description['env'])
   task = recall.problem(env, range(flags.episodes), split=flags.split, chunk=model.chunk)
   seeds = list(range(flags.seeds))
@@ -247,7 +252,7 @@ def _maze(
       view=own_data.view(description) if own else maze.MAZE_VIEW,
       seeds=list(range(flags.seeds)), measures=maze_arms.measures(flags.metrics),
       odometry=odometry, progress=common.Progress, baselines=baselines, training=training,
-      kept=kept))
+      kept=kept, only=tuple(flags.arms)))
   return body, strips or None, {
       'source': flags.source, 'episodes': count, 'protocol': setting,
       'poses': 'true, but for arms that end in _odometry' if model.pose_dim else 'none', **facts,

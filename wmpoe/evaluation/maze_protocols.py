@@ -60,6 +60,7 @@ def _arms_and_controls(
       depth=task.encoded.depth is not None)
   arms |= maze_arms.baseline_arms(study.baselines)
   body, measured = with_controls(study, task, arms, split=split)
+  arms = {name: arm for name, arm in arms.items() if name in measured}
   frames = {name: found.frames for name, found in measured.items()}
   for name, arm in arms.items():
     body['arms'][name] |= budgets.of_arm(arm, study.training, len(task.names))
@@ -79,7 +80,7 @@ def with_controls(
     study: maze_study.Study, task: maze.Problem, arms: Mapping[str, arms_lib.Arm], *, split: bool
 ) -> tuple[maze_study.Body, dict[str, maze_arms.Measured]]:
   """Arms, copies and controls: their metrics, and what each of them showed."""
-  controls = arms_lib.standard_controls(study.memories)
+  arms, controls = study.chosen(arms, arms_lib.standard_controls(study.memories))
   model = dataclasses.replace(
       study.model, memories={**study.model.memories, **study.baselines},
       follows=(*study.model.follows, *(
@@ -94,7 +95,7 @@ def maps(
 ) -> list[dict[str, Any]]:
   """Where everything composed was better than the base, by the first metric."""
   composed, metric = list(study.arms())[-1], next(iter(study.measures))
-  if not study.planar or composed == 'base':
+  if not study.planar or composed == 'base' or composed not in measured:
     return []
   return maze.maps(
       task, {name: measured[name].scores[metric] for name in ('base', composed)}, metric,
@@ -110,6 +111,7 @@ def replay(study: maze_study.Study) -> maze_study.Outcome:
   arms = {name: arm for name, arm in study.arms().items() if '+' not in name}
   controls = {name: arm for name, arm in arms_lib.standard_controls(study.memories).items()
               if arm.memory_of == 'other'}
+  arms, controls = study.chosen(arms, controls)
   measured = maze_study.run(study, study.model, task, {**arms, **controls})
   found = maze_study.summaries(measured, task, split=False)
   return maze_study.parted(found, controls), maze.strips(
@@ -135,7 +137,7 @@ def contrast(study: maze_study.Study) -> maze_study.Outcome:
       arms[f'{name}_off'] = dataclasses.replace(
           arm, rule='mean', weights=dict.fromkeys(arm.memories, 1.0), levelled=False)
   task = study.problem(study.setting['history'], study.setting['starts'][:1])
-  controls = arms_lib.standard_controls(study.memories)
+  arms, controls = study.chosen(arms, arms_lib.standard_controls(study.memories))
   measured = maze_study.run(study, model, task, {**arms, **controls}, copies=True)
   return maze_study.parted(maze_study.summaries(measured, task, split=False), controls), (
       maze.strips(task, {name: one.frames for name, one in measured.items()}, [*arms]))

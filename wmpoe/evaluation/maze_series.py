@@ -35,8 +35,9 @@ def context(study: maze_study.Study) -> maze_study.Outcome:
   Controls and copies, too, end in the length of the history.
   """
   lengths = sorted(study.setting['contexts'])
-  arms = {k: v for k, v in study.arms().items() if '+' not in k}
-  controls = arms_lib.standard_controls(study.memories)
+  arms, controls = study.chosen(
+      {k: v for k, v in study.arms().items() if '+' not in k},
+      arms_lib.standard_controls(study.memories))
   series: dict[str, maze_study.Summaries] = {}
   strips: list[film.Strip] = []
   for length in lengths:
@@ -62,8 +63,11 @@ def rank(study: maze_study.Study) -> maze_study.Outcome:
   longest history.
 
   Raises:
-    ValueError: if the model has no long-term memory, or for a rank that it cannot have.
+    ValueError: if the model has no long-term memory, for a rank that it cannot have, or if arms are
+      asked for.
   """
+  if study.only:
+    raise ValueError('The protocol rank has no --arms to choose from: set protocol.ranks.')
   memory = study.model.memories.get('long_term')
   if memory is None:
     raise ValueError('The protocol rank needs a long-term memory; this model has none.')
@@ -150,7 +154,7 @@ def streaming(study: maze_study.Study) -> maze_study.Outcome:
   standard = study.arms()
   chosen = {name: arm for name, arm in standard.items()
             if len(arm.memories) < 2 or name in ('short_term+long_term', 'all')}
-  controls = arms_lib.standard_controls(study.memories)
+  chosen, controls = study.chosen(chosen, arms_lib.standard_controls(study.memories))
   runs = {f'{name}_{appended}': (arm, appended == 'imagined')
           for name, arm in chosen.items() for appended in ('true', 'imagined')}
   parts = {'seed': runs, 'controls of seed': {k: (arm, False) for k, arm in controls.items()}}

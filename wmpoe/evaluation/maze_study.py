@@ -41,6 +41,7 @@ class Study:
     view: Of the camera, see `maze.Problem`.
     progress: Makes a progress display out of the number of stages.
     kept: Where what is measured is kept, part by part, until the result is written.
+    only: Names of the arms and controls to measure beside the base; empty for all.
   """
 
   model: world_model.WorldModel
@@ -56,6 +57,7 @@ class Study:
   planar: bool = True
   view: tuple[float, float] | None = maze.MAZE_VIEW
   kept: kept_lib.Kept = kept_lib.NOWHERE
+  only: tuple[str, ...] = ()
 
   @property
   def memories(self) -> tuple[str, ...]:
@@ -65,6 +67,24 @@ class Study:
   def arms(self) -> dict[str, arms_lib.Arm]:
     """The base and every combination of the memories, at the weights of the setting."""
     return maze_arms.standard_arms(self.memories, self.setting.get('weights'))
+
+  def chosen(
+      self, arms: Mapping[str, arms_lib.Arm], controls: Mapping[str, arms_lib.Arm]
+  ) -> tuple[dict[str, arms_lib.Arm], dict[str, arms_lib.Arm]]:
+    """Of a protocol's arms and controls those that are to be measured; the base always is.
+
+    Raises:
+      ValueError: if `only` names what is neither; lists what there is.
+    """
+    unknown = sorted(set(self.only) - {*arms, *controls})
+    if unknown:
+      raise ValueError(
+          f'--arms names {", ".join(unknown)}; expected some of '
+          f'{", ".join([*arms, *controls])}.')
+    wanted = lambda some: {
+        name: arm for name, arm in some.items()
+        if not self.only or name in ('base', *self.only)}
+    return wanted(arms), wanted(controls)
 
   @property
   def _windows(self) -> tuple[int, int]:
