@@ -5,9 +5,9 @@
 
 A tiny training of Memory Cards runs once undisturbed and once with `--kills` interruptions: at a
 random moment within a random step a random process gets SIGKILL, the pod has to end by itself, and
-the same command is given again. Then parameters, average, optimiser, position in the data and every
-logged loss are compared bit for bit. Both as one process and as a pod of two (launch/local_pod.sh).
-Needs Linux: it finds processes in /proc.
+the same command is given again, which has to go on from the last checkpoint. Then parameters,
+average, optimiser, position in the data and every logged loss are compared bit for bit. Both as one
+process and as a pod of two (launch/local_pod.sh). Needs Linux: it finds processes in /proc.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,19 @@ def steps_of(workdir: pathlib.Path) -> int:
   return max((row['step'] for row in metrics_log.read(workdir)), default=0)
 
 
+def checkpoint_of(workdir: pathlib.Path) -> int:
+  """Step of the last complete checkpoint, 0 if there is none."""
+  folder = workdir / 'checkpoints'
+  names = [path.name for path in folder.iterdir()] if folder.exists() else []
+  return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def resumed_from(workdir: pathlib.Path) -> list[int]:
+  """The steps from which runs said they continue, in order."""
+  return [int(step) for step in re.findall(
+      r'continuing \S+ from step (\d+)', workdir.with_suffix('.log').read_text())]
+
+
 def kill_once(
     arguments: list[str], workdir: pathlib.Path, rng: random.Random, *, processes: int, until: int
 ) -> dict[str, Any]:
@@ -107,7 +121,8 @@ def kill_once(
     begun = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     code = running.wait(timeout=600)
-    return {'process': index, 'after_step': steps_of(workdir), 'exit_code': code,
+    return {'process': index, 'after_step': steps_of(workdir),
+            'checkpoint': checkpoint_of(workdir), 'exit_code': code,
             'seconds_until_all_ended': round(time.monotonic() - begun, 3)}
 
 
@@ -166,9 +181,12 @@ def study(folder: pathlib.Path, *, processes: int, kills: int, steps: int, seed:
   finish(arguments, disturbed)
   expected, found = fingerprint(calm, steps), fingerprint(disturbed, steps)
   same = {name: found[name] == expected[name] for name in expected}
+  resumed = resumed_from(disturbed)
+  if resumed != [kill['checkpoint'] for kill in done if kill['checkpoint']]:
+    raise RuntimeError(f'Continued from {resumed}, not from the checkpoints there were: {done}.')
   print(f'{processes} process(es), {len(done)} kills: bit-identical {same}')
-  return {'processes': processes, 'steps': steps, 'kills': done, 'bit_identical': same,
-          'sha256': expected}
+  return {'processes': processes, 'steps': steps, 'kills': done, 'resumed_from': resumed,
+          'bit_identical': same, 'sha256': expected}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,10 +4,10 @@
   python benchmarks/soak.py --quick   2,000 frames, to see it work
 
 The page's own dreamer dreams in Memory Cards, all experts in one denoising step, with the dream
-without memory beside it, a key held down all the time and now and then what a visitor does: waking
-up, looking, remembering, falling asleep, which writes weights, going back, forking, saving,
-forgetting. 100,000 frames are 28 hours at one frame a second. Resident memory is read from the
-system as it goes, and beside it what all arrays that are alive take.
+without memory beside it and a key held down all the time: first one long dream, then with what a
+visitor does now and then: waking up, looking, remembering, falling asleep, which writes weights,
+going back, forking, saving, forgetting. 100,000 frames are 28 hours at one frame a second. Resident
+memory is read from the system as it goes, and beside it what all arrays that are alive take.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from wmpoe.play import worlds
 
 _RESULTS = pathlib.Path(__file__).parent / 'results' / 'soak.json'
 _EVERY = 500  # dreamed chunks between two visits
+_DREAM = 0.3  # share of the frames that are one dream, without any
 
 
 def resident() -> float:
@@ -61,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     ask('chunk', value=live.model.chunk)
     chunk = 0
     while seen < frames:
-      if chunk % _EVERY == 0:
+      visited = seen >= _DREAM * frames
+      if chunk == 0 or visited and chunk % _EVERY == 0:
         ask('mode', name='real')
         for _ in range(20):
           ask('keys', held=(rng.choice(('up', 'down', 'left', 'right', 'space')),))
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         if rng.random() < 0.2:
           ask('forget')
         ask('mode', name='dream')
-      if chunk % _EVERY == _EVERY // 2:
+      if visited and chunk % _EVERY == _EVERY // 2:
         ask('fork')
         ask('rewind', frames=rng.randint(1, 20))
         ask('save')
@@ -79,18 +81,20 @@ def main(argv: list[str] | None = None) -> None:
         history.append({'frames': seen, 'megabytes': resident(), 'arrays_megabytes': alive()})
         print(f'{seen:>8,} frames  {history[-1]["megabytes"]:.0f} MB, '
               f'{history[-1]["arrays_megabytes"]:.0f} of them arrays', flush=True)
-  # The first tenth fills what is bounded: how far back one can go, the path that is shown.
-  settled = history[len(history) // 10 - 1:]
-  growth = settled[-1]['megabytes'] - settled[0]['megabytes']
+  # What is bounded fills up first: how far back one can go, the path that is shown; then forks.
+  at = {share: history[round(share * len(history)) - 1]['megabytes']
+        for share in (_DREAM / 3, _DREAM, 0.6, 1.0)}
+  growth = {'one_dream': at[_DREAM] - at[_DREAM / 3], 'visited': at[1.0] - at[0.6]}
   seconds = time.monotonic() - begun
   out = {
-      'frames': seen, 'growth_after_the_first_tenth_megabytes': growth, 'resident': history,
+      'frames': seen, 'growth_megabytes': growth, 'resident': history,
       'meta': results.meta(
           'python benchmarks/soak.py' + ' --quick' * options.quick, compositions.CARDS, seeds=[0],
           seconds=seconds)}
   whole_file.write(options.out, json.dumps(out, indent=2).encode())
-  print(f'{seen:,} frames in {seconds:.0f} s; from a tenth of them to the end memory grew by '
-        f'{growth:.0f} MB of {history[-1]["megabytes"]:.0f}\nwrote {options.out}')
+  print(f'{seen:,} frames in {seconds:.0f} s; memory grew by {growth["one_dream"]:.0f} MB in the '
+        f'last two thirds of one long dream, and by {growth["visited"]:.0f} MB in the last '
+        f'{0.4 * frames:,.0f} frames, of {at[1.0]:.0f}\nwrote {options.out}')
 
 
 if __name__ == '__main__':

@@ -153,6 +153,14 @@ def whole(array: Any) -> np.ndarray:
   return multihost_utils.process_allgather(array, tiled=True)
 
 
+def told(number: int) -> int:
+  """Process 0's number, on every process; its own where there is one."""
+  pod = _current()
+  if pod is None or pod.member is None:
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def barrier(name: str, *, timeout: float | None = 600.0) -> None:
   """Waits until every process is here.
 
@@ -206,6 +214,13 @@ def abort(code: int, message: str) -> None:
   if _pod.member is not None:
     _pod.member.fail(roll_call.End(message=message, code=code))
   _exit(code, _pod.process)
+
+
+def end_at_once(message: str) -> NoReturn:
+  """Ends this process, and the pod, from any thread: nothing more is written."""
+  os.write(2, f'wmpoe: {message}\n'.encode())
+  abort(2, message)
+  os._exit(2)
 
 
 def _current() -> _Pod | None:

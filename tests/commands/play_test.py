@@ -62,6 +62,23 @@ def test_a_memory_is_composed_as_it_is_told(wmpoe, served, tmp_path):
     assert list(served[-1].dreamer.settings.weights) == weights
 
 
+def test_a_memory_file_says_of_which_model_it_is(wmpoe, served, monkeypatch):
+  config, asked, load = f'--config={_CARDS}', [], zoo.load
+  monkeypatch.setattr(zoo, 'load', lambda name, compose=None: (
+      asked.append(compose), load(name, compose))[1])
+  wmpoe('play', '--port=0', config, '--config.compose.num_steps=4', '--workdir=there')
+  served[0].dreamer.apply(protocol.Command('save', {}))
+  memory = '--memory=there/memory_001.npz'
+  assert wmpoe('play', '--port=0', config, memory).code == 0
+  assert asked == [{'follows': ['short_term'], 'num_steps': 4}] * 2
+  for flags, message in (
+      ([config, '--config.compose.num_steps=5'], 'leave out --config.compose.num_steps'),
+      ([_MAZE], 'remembers cards; expected a memory of memory_maze')):
+    done = wmpoe('play', '--port=0', memory, *flags)
+    assert done.code == 2
+    assert message in done.err and 'http' not in done.out
+
+
 def test_the_simulator_is_a_reality_to_walk_in(wmpoe, served, monkeypatch, simulator):
   monkeypatch.setattr(zoo, 'load', lambda name, compose=None: zoo.load_files(
       {'spatial': f'{name}_spatial'}, compose=compose, autoencoder=f'{name}_autoencoder'))
@@ -99,7 +116,7 @@ def test_bad_input_is_named(wmpoe, served, flags, message, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
   done = wmpoe('play', '--port=0', *flags)
   assert done.code == 2
-  assert message in done.err
+  assert message in done.err and not served, 'a link to a page that never opens'
 
 
 def test_a_port_that_is_taken(wmpoe, served):

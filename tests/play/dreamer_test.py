@@ -92,6 +92,28 @@ def test_rewinding_and_dreaming_again_is_the_same_dream(one):
   assert len(one.hello()['path']) == 2
 
 
+def test_a_long_way_is_not_kept_for_ever(make, monkeypatch):
+  monkeypatch.setattr(dreamer, '_PATH', 3)
+  made = make()
+  for mode in ('real', 'dream'):
+    _do(made, 'mode', name=mode)
+    for key in ('right', 'left') * 3:
+      _do(made, 'tap', key=key)
+      made.advance()
+  told = made.hello()
+  assert len(told['walked']) == len(told['path']) == 3
+  assert told['path'][-1] == told['pose']
+  _do(made, 'rewind', frames=1)
+  assert len(made.hello()['path']) == 3 and len(made._mark().path) == 3
+
+
+def test_who_forgets_all_forgets_forks(one):
+  _do(one, 'fork')
+  assert one.status()['branches'] == 1
+  _do(one, 'forget')
+  assert one.status()['branches'] == 0 and one.status()['observed'] == 0
+
+
 def test_a_fork_can_be_returned_to(one):
   _dream(one)
   _do(one, 'fork')

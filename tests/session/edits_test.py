@@ -108,8 +108,15 @@ def test_what_cannot_be_done_is_named(seen, later, tmp_path, world, other):
     edits.merge(seen, single, how='average')
 
 
-def test_an_old_frame_that_the_history_lost_cannot_be_forgotten(seen):
+def test_what_the_history_lost_cannot_be_forgotten_alone_nor_kept(seen):
   longer = seen.observe(small.observation(2, 6, seed=9))
   assert small.WRITING.capacity == 8 and isinstance(small.WRITING, writing.Writing)
   with pytest.raises(ValueError, match=r'the history holds frames \[4, 12\)'):
     edits.forget(longer, 2, 5)
+  less = edits.forget(longer, 10, 12)
+  assert less.observed.tolist() == [6, 6]
+  assert less.lineage[-1] == (
+      'forgot frames [10, 12) of 12 and [0, 4), which the history no longer held')
+  both = edits.merge(longer, seen)
+  assert both.observed.tolist() == [14, 14]
+  assert both.lineage[-1].startswith('without the first 4 and 0 frames')

@@ -163,12 +163,16 @@ def folder(tmp_path_factory):
   root = pathlib.Path(wmpoe.__file__).parents[1]
   command = [sys.executable, '-W', 'error::DeprecationWarning', __file__, str(path)]
   pod = [str(root / 'launch' / 'local_pod.sh'), '2', '--', *command, 'pod']
+  said = ''
   for devices, arguments in ('1', pod), ('8', command):
     environment = {
       **os.environ, 'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': devices}
     done = subprocess.run(
       arguments, env=environment, capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    said += done.stderr
+  for run, step in ('moved', 20), ('moved', 35), ('pod', 30):  # none begins anew
+    assert f'continuing {path / run} from step {step}' in said
   return path
 
 

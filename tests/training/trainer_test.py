@@ -21,10 +21,10 @@ import pytest
 import wmpoe
 from wmpoe import sharding
 from wmpoe.training import checkpoints
+from wmpoe.training import locks
 from wmpoe.training import metrics_log
 from wmpoe.training import state as state_lib
 from wmpoe.training import trainer
-from wmpoe.training import workdir
 
 CONFIG = trainer.TrainConfig(
   steps=30, batch_size=4, learning_rate=1e-2, warmup_steps=5, weight_decay=0.1, ema_decay=0.9,
@@ -214,7 +214,7 @@ def test_stopped_by_signals_and_time_the_same_command_continues_bit_identically(
   assert_as_undisturbed(run(tmp_path), undisturbed)
 
 
-def test_sigkill_at_a_random_moment_continues_bit_identically(tmp_path, undisturbed):
+def test_sigkill_at_a_random_moment_continues_bit_identically(tmp_path, undisturbed, capfd):
   environment = {**os.environ, 'PYTHONPATH': str(pathlib.Path(wmpoe.__file__).parents[1])}
   job = subprocess.Popen(
     [sys.executable, '-W', 'error::DeprecationWarning', __file__, str(tmp_path)],
@@ -227,8 +227,13 @@ def test_sigkill_at_a_random_moment_continues_bit_identically(tmp_path, undistur
   job.kill()
   said = job.communicate()[1]
   assert job.returncode == -signal.SIGKILL, said
-  assert (tmp_path / workdir.LOCK).exists()  # The dead job's lock does not keep us out.
+  assert (tmp_path / locks.LOCK).exists()  # The dead job's lock does not keep us out.
+  folder = tmp_path / checkpoints.FOLDER
+  there = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+  capfd.readouterr()
   assert_as_undisturbed(run(tmp_path), undisturbed)
+  said = capfd.readouterr().err
+  assert f'from step {max(there)}' in said if there else 'continuing' not in said
 
 
 def test_finished_run_is_left_as_it_is(undisturbed, capfd):

@@ -72,8 +72,8 @@ def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
          "Memory Cards: 'test' to report results, 'validation' to choose settings.")
   define('string', 'source', None, 'Memory Maze and own data: folder of held-out episodes (*.npz).')
   define('boolean', 'strict', False, 'Stop at the first bad file; otherwise name and skip it.')
-  define('list', 'arms', [], 'Memory Maze and own data: arms and controls to measure beside the base, '
-         'such as spatial,all; by default all.')
+  define('list', 'arms', [], 'Memory Maze and own data: arms and controls to measure beside the '
+         'base, such as spatial,all; by default all.')
   define('list', 'metrics', ['lpips_vgg', 'lpips_alex', 'ssim', 'psnr'],
          'Memory Maze and own data: metrics to measure.')
   define('list', 'steps', ['20', '50', '100', '250'],

@@ -163,5 +163,5 @@ def _timed(make: Callable[[], live.Session]) -> live.Session:
   begun = time.monotonic()
   made = make()
   print(f'made the memories of {common.counted(made.batch, "episode")}, {made.observed[0]} frames '
-        f'each, in {time.monotonic() - begun:.1f} s')
+        f'each, in {time.monotonic() - begun:.1f} s: {made.lineage[-1]}')
   return made

@@ -13,6 +13,7 @@ can reach the page; open the link that is printed. Needs the extra `play`: pip i
 from collections.abc import Callable, Mapping, Sequence
 import secrets
 import socket
+import sys
 from typing import Any
 
 from absl import flags as absl_flags
@@ -27,6 +28,7 @@ from wmpoe.play import dreamer
 from wmpoe.play import protocol
 from wmpoe.play import server
 from wmpoe.play import worlds
+from wmpoe.session import memory_file
 
 _REALITIES = ('recording', 'simulator')
 
@@ -67,10 +69,10 @@ def run(flags: absl_flags.FlagValues) -> None:
   if not 1 <= flags.chunk <= 8:
     raise ValueError(f'--chunk={flags.chunk}: expected 1 to 8.')
   world = _world(description, flags)
+  print('loading the experts', file=sys.stderr)
+  session = _session(description, flags)
 
   def make(say: Callable[[str], None]) -> dreamer.Dreamer:
-    say('loading the experts')
-    session = _session(description, flags)
     made = dreamer.Dreamer(session, world, folder, say=say)
     made.apply(protocol.Command('chunk', {'value': flags.chunk}))
     if flags.watch:
@@ -97,20 +99,35 @@ def _session(
     description: Mapping[str, Any], flags: absl_flags.FlagValues) -> session_lib.Session:
   """A new session, or the one of a memory file."""
   name = description['env']['name']
+  usual = common.plain(ml_collections.ConfigDict(compositions.COMPOSED[name]))
+  other = {k: v for k, v in description.get('compose', {}).items() if v != usual.get(k)}
   if flags.memory:
-    session = session_lib.Session.load(flags.memory, name)
-    if session.batch != 1:
-      raise ValueError(f"'{flags.memory}' holds {session.batch} episodes; expected one.")
+    session = _remembered(flags.memory, name, other)
   else:
     # Turning around in a dream, and back again, should show the same things.
-    usual = common.plain(ml_collections.ConfigDict(compositions.COMPOSED[name]))
-    other = {k: v for k, v in description.get('compose', {}).items() if v != usual.get(k)}
     session = session_lib.Session.open(name, compose={'follows': ['short_term'], **other})
   if flags.experts is None:
     return session
   if 'base' not in flags.experts:
     raise ValueError(f'--experts={flags.experts} must include base.')
   return session.compose(*flags.experts)
+
+
+def _remembered(path: str, world: str, changed: Mapping[str, Any]) -> session_lib.Session:
+  """The session of a memory file, of the model that it says it belongs to."""
+  if changed:
+    raise ValueError(
+        f'--memory={path} is composed as it was saved; leave out --config.compose.'
+        f'{next(iter(changed))}, and change weights, rule and sampler on the page.')
+  source = memory_file.card(path)['source']
+  if source and source['world'] != world:
+    raise ValueError(
+        f"'{path}' remembers {source['world']}; expected a memory of {world}. Give the --config of "
+        'its world.')
+  session = session_lib.Session.load(path, None if source else world)
+  if session.batch != 1:
+    raise ValueError(f"'{path}' holds {session.batch} episodes; expected one.")
+  return session
 
 
 def _world(description: Mapping[str, Any], flags: absl_flags.FlagValues) -> worlds.World:

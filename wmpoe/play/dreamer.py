@@ -86,8 +86,8 @@ class Dreamer:
     self._session = self._awake = session
     self._bare = session.compose('base')
     self._place, self._followed = world.now().place, 0
-    self._path: list[list[float]] = []
-    self._walked: list[list[float]] = []
+    self._path: deque[list[float]] = deque(maxlen=_PATH)
+    self._walked: deque[list[float]] = deque(maxlen=_PATH)
     self._back: deque[_Mark] = deque(maxlen=_BACK)
     self._branches: list[_Mark] = []
     self._film: list[dict[str, np.ndarray]] | None = None
@@ -95,7 +95,7 @@ class Dreamer:
     self._taps: deque[tuple[str, ...]] = deque(maxlen=16)
     self._watching, self._compiled = 0, set[Any]()
     self._read_ms = self._write_ms = self._fps = 0.0
-    self._unwritten, self._frames = 0, 0
+    self._unwritten = 0
     self._look(world.now())
 
   # --------------------------------------------------------------------------------------- asked
@@ -106,7 +106,7 @@ class Dreamer:
         'kind': 'hello', 'world': self.world.name, 'title': self.world.title,
         'hint': self.world.hint, 'can_follow': self.world.can_follow, 'plan': self.world.plan(),
         'rules': list(composition.RULES), 'samplers': list(recipes.SAMPLERS),
-        'walked': self._walked[-_PATH:], 'path': self._path[-_PATH:], **self.status()}
+        'walked': list(self._walked), 'path': list(self._path), **self.status()}
 
   def status(self) -> dict[str, Any]:
     """Settings and counters."""
@@ -173,7 +173,8 @@ class Dreamer:
       self._write()
     self._session, self._place = self._awake, self.world.now().place
     self._bare = self._recent_of(self._awake)
-    self._path, self._followed = [], 0
+    self._path.clear()
+    self._followed = 0
     self._back.clear()
     return [(self.hello(), self._pictures(self.world.now().frame))]
 
@@ -195,11 +196,13 @@ class Dreamer:
     return [({'kind': 'status', **self.status()}, {})]
 
   def _forget(self) -> list[Event]:
-    """Forgets everything; reality continues where it is."""
+    """Forgets everything, forks included; reality continues where it is."""
     fresh = self._awake.reset()
     self._awake = dataclasses.replace(fresh, state=dataclasses.replace(
         fresh.state, recent=self._awake.state.recent))
-    self._unwritten, self._walked = 0, []
+    self._unwritten = 0
+    self._walked.clear()
+    self._branches.clear()
     return self._switch()
 
   def _rewind(self, frames: int) -> list[Event]:
@@ -353,7 +356,7 @@ class Dreamer:
 
   def _return(self, mark: _Mark) -> list[Event]:
     self._session, self._bare, self._place = mark.session, mark.bare, mark.place
-    self._path, self._followed = list(mark.path), mark.followed
+    self._path, self._followed = deque(mark.path, maxlen=_PATH), mark.followed
     last = mark.session.state.recent.last(1).frames
     if mark.session.model.latents is not None:
       last = mark.session.model.latents.decode(last)

@@ -1,7 +1,8 @@
 """The page's server: a dreamer in its own thread, one client that steers, a few that watch.
 
-Everything is bounded: connections, the size of a message, waiting commands, and frames waiting for
-a slow client (the oldest are dropped). A client gets answers in words, never a traceback.
+Everything is bounded: connections, the size of a message, waiting commands, and what waits for a
+slow client (the oldest frames are dropped). A client gets answers in words, never a traceback.
+Where nobody is connected, nothing runs on.
 """
 
 import asyncio
@@ -43,14 +44,18 @@ def encode(header: dict[str, Any], pictures: dict[str, np.ndarray]) -> bytes:
 
 @dataclasses.dataclass(eq=False)
 class Client:
-  """One connection; the outbox is bounded."""
+  """One connection; the outbox, of messages and whether they are frames, is bounded."""
 
-  outbox: deque[bytes] = dataclasses.field(default_factory=lambda: deque(maxlen=MAX_FRAMES))
+  outbox: deque[tuple[bytes, bool]] = dataclasses.field(
+      default_factory=lambda: deque(maxlen=MAX_WAITING))
   ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
-  def send(self, message: bytes) -> None:
-    """Queues a message; drops the oldest if the outbox is full."""
-    self.outbox.append(message)
+  def send(self, message: bytes, *, frame: bool = False) -> None:
+    """Queues a message; a frame takes the place of the oldest one if `MAX_FRAMES` wait."""
+    waiting = [entry for entry in self.outbox if entry[1]]
+    if frame and len(waiting) >= MAX_FRAMES:
+      self.outbox.remove(waiting[0])
+    self.outbox.append((message, frame))
     self.ready.set()
 
 
@@ -66,7 +71,7 @@ class Room:
     self._make = make
     self._inbox: queue.Queue[protocol.Command | None] = queue.Queue(MAX_WAITING)
     self._loop: asyncio.AbstractEventLoop | None = None
-    self._over = threading.Event()
+    self._over, self._left = threading.Event(), threading.Event()
     self._thread = threading.Thread(target=self._run, name='dreamer', daemon=True)
     self.clients: set[Client] = set()
     self.writer: Client | None = None
@@ -97,7 +102,8 @@ class Room:
     self.clients.discard(client)
     if self.writer is client:
       self.writer = None
-      self.ask(protocol.Command('keys', {'held': ()}))
+      self._left.set()
+      self.ask(protocol.Command('keys', {'held': ()}))  # wakes the dreamer, if it waits
       self._tell({'kind': 'free'})
 
   def hear(self, client: Client, text: Any) -> None:
@@ -136,11 +142,17 @@ class Room:
       dreamer = self._make(lambda text: self._publish([({'kind': 'wait', 'text': text}, {})]))
     except Exception as error:
       traceback.print_exc()
-      self._publish([({'kind': 'error', 'text': f'The experts could not be loaded: {error}'}, {})])
+      self._hello = {'kind': 'error', 'text': f'The experts could not be loaded: {error}'}
+      self._publish([(self._hello, {})])  # and to whoever comes later
       return
     self.known = dreamer.known
     self._publish([(dreamer.hello(), {'reality': dreamer.world.now().frame})])
     while not self._over.is_set():
+      if self._left.is_set() and self._inbox.empty():  # after all that the writer has asked for
+        self._left.clear()
+        dreamer.apply(protocol.Command('keys', {'held': ()}))
+        if not self.clients:
+          dreamer.apply(protocol.Command('run', {'on': False}))
       try:
         command = self._inbox.get(block=not dreamer.wants_step())
       except queue.Empty:
@@ -172,7 +184,8 @@ class Room:
   def _tell(self, header: dict[str, Any], pictures: dict[str, np.ndarray] | None = None) -> None:
     for client in self.clients:
       role = {'role': self._role(client)} if header['kind'] == 'hello' else {}
-      client.send(encode({**header, **role}, pictures or {}))
+      client.send(
+          encode({**header, **role}, pictures or {}), frame=header['kind'] == 'frame')
 
 
 def make_app(room: Room, token: str) -> Any:
@@ -219,7 +232,7 @@ def make_app(room: Room, token: str) -> Any:
           await client.ready.wait()
           client.ready.clear()
           while client.outbox:
-            await socket.send_bytes(client.outbox.popleft())
+            await socket.send_bytes(client.outbox.popleft()[0])
 
     talking = asyncio.create_task(talk())
     try:

@@ -68,7 +68,8 @@ def merge(first: live.Session, second: live.Session, *, how: str = 'rewrite') ->
   Each memory merges in its own way: rings are the second's, maps are united by recency, adapters
   are combined as `how` says, an entry of `HOW`. 'average' and 'concatenate' combine the weights as
   they are (see `lora.combine`); the result can be read, not written to. 'rewrite' writes all
-  memories again from both histories, one after the other.
+  memories again from both histories, one after the other: what was seen before they begin is lost,
+  and the lineage tells how much.
 
   Raises:
     ValueError: for sessions of different models or batches, an unknown `how`, or one that needs
@@ -88,6 +89,11 @@ def merge(first: live.Session, second: live.Session, *, how: str = 'rewrite') ->
       imagined=first.imagined + second.imagined)
   if how == 'rewrite':
     seen = [_history(s) for s in (first, second)]
+    lost = [int(s.observed[0]) - h.frames.shape[1]
+            for s, h in zip((first, second), seen, strict=True)]
+    if any(lost):
+      together = dataclasses.replace(together, lineage=(*lineage, (
+          f'without the first {lost[0]} and {lost[1]} frames, which the histories no longer held')))
     return _rewritten(together, seen, _steps(first) + _steps(second))
   memories = {}
   for name, memory in first.model.memories.items():
@@ -103,8 +109,9 @@ def forget(session: live.Session, start: int, stop: int) -> live.Session:
   """The session without observed frames [start, stop), counted from the first one observed.
 
   All memories are written again from the remaining frames of the history, in as many inner steps as
-  before; everything else in the state, including imagined frames, is lost. The frames before and
-  after the gap become neighbours.
+  before; everything else in the state, including imagined frames, is lost. So is what was seen
+  before the history begins, where more was observed than it holds: the lineage tells how much. The
+  frames before and after the gap become neighbours.
 
   Raises:
     ValueError: if the memory was saved without its history, if the span is not in it, or if nothing
@@ -118,11 +125,14 @@ def forget(session: live.Session, start: int, stop: int) -> live.Session:
         f'Cannot forget frames [{start}, {stop}): the history holds frames [{first}, {total}).')
   if stop - start == length:
     raise ValueError('Nothing would remain; use reset() to start over.')
+  told = f'forgot frames [{start}, {stop}) of {total}'
+  if first:
+    told += f' and [0, {first}), which the history no longer held'
   kept = np.r_[:start - first, stop - first:length]
   rest = jax.tree.map(lambda x: x[:, kept], seen)
   return _rewritten(dataclasses.replace(
       session, imagined=np.zeros(session.batch, np.int64),
-      lineage=(*session.lineage, f'forgot frames [{start}, {stop}) of {total}')),
+      lineage=(*session.lineage, told)),
       [rest], _steps(session))
 
 

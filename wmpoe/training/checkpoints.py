@@ -117,18 +117,21 @@ class Checkpointer:
       force=True,
     )
 
-  def restore(self, like: state_lib.TrainState) -> tuple[state_lib.TrainState, Any, dict[str, Any]]:
-    """Returns the last checkpoint as (state, data iterator state, meta).
+  def restore(
+    self, like: state_lib.TrainState, step: int | None = None
+  ) -> tuple[state_lib.TrainState, Any, dict[str, Any]]:
+    """Returns a checkpoint as (state, data iterator state, meta).
 
     Args:
       like: a state of the same structure and shapes, of arrays or of `placed` shapes; each array
         is restored straight into its sharding there.
+      step: of the checkpoint, the last one by default.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
       ValueError: if it is of other parameters or another optimiser; lists what differs.
     """
-    step = self.latest_step()
+    step = self.latest_step() if step is None else step
     if step is None:
       raise FileNotFoundError(f'No checkpoint in {self._folder}.')
     like = jax.tree.map(lambda leaf: placed(leaf, leaf.sharding), like)

@@ -21,6 +21,7 @@ from wmpoe import multihost
 from wmpoe import sharding
 from wmpoe.training import checkpoints
 from wmpoe.training import inputs
+from wmpoe.training import locks
 from wmpoe.training import metrics_log
 from wmpoe.training import state as state_lib
 from wmpoe.training import workdir as workdir_lib
@@ -126,7 +127,7 @@ def train(
   with _Signals() as signals, contextlib.ExitStack() as stack:
     if multihost.is_main():
       workdir_lib.prepare(folder)
-      stack.enter_context(workdir_lib.lock(folder))
+      stack.enter_context(locks.lock(folder, multihost.end_at_once))
       workdir_lib.check_config(folder, described, may_differ=free)
     run = _Run(task, data, folder, mesh, config=config, described=described, eval_fn=eval_fn)
     try:
@@ -167,11 +168,13 @@ class _Run:
       folder, keep=config.keep, keep_best=config.keep_best, best_metric=config.best_metric)
     self.seconds_before = 0.0
     self.window = metrics_log.Window()
-    if self.checkpointer.latest_step() is None:
+    # What process 0 found: a listing of shared storage can be late on one host.
+    latest = multihost.told(-1 if (found := self.checkpointer.latest_step()) is None else found)
+    if latest < 0:
       self.state = jax.jit(make, out_shardings=layout)(init_key)
     else:
       self.state, position, meta = self.checkpointer.restore(
-        jax.tree.map(checkpoints.placed, shapes, layout))
+        jax.tree.map(checkpoints.placed, shapes, layout), latest)
       data.restore(position)
       self.seconds_before = float(meta['seconds'])
       self.window = metrics_log.Window(meta['window'])

@@ -3,22 +3,16 @@
 It is a local path or one of an object store (gs://...), which `etils.epath` treats alike.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-import contextlib
-import fcntl
+from collections.abc import Collection, Mapping
 import json
 import os
-import pathlib
-import socket
-from typing import Any, TextIO
+from typing import Any
 
 from etils import epath  # comes with orbax, whose paths these are
 
 from wmpoe import whole_file
-from wmpoe.training import lease
 
 CONFIG = 'config.json'
-LOCK = 'train.lock'
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
@@ -89,102 +83,6 @@ def check_config(
   temporary = path.with_suffix('.json.tmp')
   temporary.write_text(json.dumps(new, indent=2, sort_keys=True) + '\n')
   temporary.replace(path)
-
-
-def lock(workdir: epath.Path) -> contextlib.AbstractContextManager:
-  """What keeps a second job out of a folder while this one runs, wherever the folder is."""
-  return lease.Lease(workdir) if whole_file.is_remote(workdir) else Lock(workdir)
-
-
-class Lock:
-  """Keeps a second job out of a local folder; a dead job's lock is taken over.
-
-  In a pod process 0 takes it, for all.
-  """
-
-  _held: set[str] = set()
-
-  def __init__(self, workdir: str | os.PathLike[str]):
-    """Names the lock file; nothing is taken yet."""
-    self._path = pathlib.Path(os.path.abspath(workdir)) / LOCK
-
-  def __enter__(self) -> 'Lock':
-    """Takes the lock.
-
-    Raises:
-      RuntimeError: if another job that is alive holds it.
-    """
-    me = {'pid': os.getpid(), 'host': socket.gethostname(), 'born': _born(os.getpid())}
-    with self._exclusive() as file:
-      holder = _parse(file.read())
-      if holder is not None and self._alive(holder):
-        raise RuntimeError(
-          f"Another job (process {holder['pid']} on {holder['host']}) is training in "
-          f"{self._path.parent}. Wait for it, stop it, or give another workdir. If you are sure "
-          f"that it is gone, remove {self._path}."
-        )
-      file.truncate(0)
-      file.write(json.dumps(me))
-    Lock._held.add(str(self._path))
-    return self
-
-  def __exit__(self, *unused: Any) -> None:
-    """Frees the lock."""
-    Lock._held.discard(str(self._path))
-    with self._exclusive():
-      self._path.unlink()
-
-  @contextlib.contextmanager
-  def _exclusive(self) -> Iterator[TextIO]:
-    """Opens the file for one job at a time, so that two cannot both find the folder free."""
-    while True:
-      with open(self._path, 'a+', encoding='utf-8') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-          current = os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
-        except FileNotFoundError:
-          current = False
-        if not current:
-          continue  # Its holder removed it while we waited: what we have is no longer the lock.
-        file.seek(0)
-        yield file
-        return
-
-  def _alive(self, holder: Mapping[str, Any]) -> bool:
-    if holder['host'] != socket.gethostname():
-      return True  # Cannot be known from here: the message says what to do.
-    if holder['pid'] == os.getpid() and holder['born'] == _born(os.getpid()):
-      return str(self._path) in Lock._held
-    born = _born(holder['pid'])
-    return born is not None and born == holder['born']
-
-
-def _born(pid: int) -> str | None:
-  """Returns what tells a process from a later one of the same id; None if it is not alive."""
-  try:
-    # After the name in parentheses: state is the first field, the start time the twentieth.
-    fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
-    return None if fields[0] in 'ZX' else f'{boot}:{fields[19]}'
-  except (OSError, IndexError):
-    pass
-  if os.path.exists('/proc/self/stat'):
-    return None
-  try:  # No /proc (macOS): an id in use is all that can be told.
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return None
-  except PermissionError:
-    pass
-  return 'alive'
-
-
-def _parse(text: str) -> dict[str, Any] | None:
-  try:
-    holder = json.loads(text)
-    return holder if {'pid', 'host', 'born'} <= holder.keys() else None
-  except (ValueError, AttributeError):
-    return None  # Empty, or torn by a kill: nobody's.
 
 
 def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:

@@ -4,6 +4,7 @@
 const $ = id => document.getElementById(id);
 const COLOURS = {short_term: '--short', long_term: '--long', spatial: '--spatial'};
 const KEYS = {ArrowUp: 'up', ArrowDown: 'down', ArrowLeft: 'left', ArrowRight: 'right', ' ': 'space'};
+const LONGEST = 2000;  // path drawn on the map
 const token = new URLSearchParams(location.search).get('token') || '';
 const colour = name => getComputedStyle(document.documentElement)
     .getPropertyValue(COLOURS[name] || '--dream').trim();
@@ -64,7 +65,9 @@ function hello(header, pictures) {
 }
 
 function frame(header, pictures) {
-  (header.settings.mode === 'real' ? walked : path).push(header.pose);
+  const way = header.settings.mode === 'real' ? walked : path;
+  way.push(header.pose);
+  if (way.length > LONGEST) way.shift();
   status(header);
   draw(pictures);
   map();
