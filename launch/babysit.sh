@@ -51,37 +51,58 @@ main() {
   fi
   local failures=0 begun code state hosts
   while true; do
-    state=$("$pod" state)
-    if [[ $state != READY ]]; then
-      "$pod" create
-      "$pod" setup
-    elif ! hosts=$("$pod" status) || [[ $hosts == *': not set up'* ]]; then
-      "$pod" setup
+    begun=$SECONDS code=0 hosts=''
+    # Not under errexit: what gcloud cannot do now it may do in a minute, what it does not understand
+    # never.
+    ready || code=$?
+    ((code != 2)) || exit 2
+    if ((code)); then
+      say 'The slice could not be made ready, see above.'
+      again "$(here)"
+      continue
     fi
-    begun=$SECONDS code=0
-    if [[ ${hosts-} == *': running '* ]]; then  # By an earlier babysitter.
+    if [[ $hosts == *': running '* ]]; then  # By an earlier babysitter.
       "$pod" logs || code=$?
     else
       "$pod" run -- "$@" || code=$?
     fi
-    hosts=''
     if ((!code)); then
       say 'The command is done.'
       [[ ${KEEP-1} ]] || "$pod" delete
       exit 0
     fi
-    state=$("$pod" state)
+    state=$(here)
     # 75: interrupted, go on. 134, 137, 143: aborted by jax, killed, terminated.
     case $state:$code in
       READY:75 | READY:134 | READY:137 | READY:143) say "Interrupted (exit code $code) on a healthy slice." ;;
       READY:*) die "The command ended with exit code $code on a healthy slice: it is not repeated. $NAME stays." "$code" ;;
       *) say "The slice is $state." ;;
     esac
-    ((SECONDS - begun < ${STEADY-600})) || failures=0
-    failures=$((failures + 1))
-    ((failures < ${MAX_FAILURES-5})) || die "Interrupted $failures times in a row; $NAME stays as it is ($state)." 1
-    sleep "${PAUSE-30}"
+    again "$state"
   done
+}
+
+# The slice exists and is set up; sets `hosts` to what they are doing if it was there before.
+ready() {
+  local found
+  found=$("$pod" state) || return
+  if [[ $found != READY ]]; then
+    "$pod" create && "$pod" setup
+  elif ! hosts=$("$pod" status) || [[ $hosts == *': not set up'* ]]; then
+    "$pod" setup
+  fi
+}
+
+here() {
+  "$pod" state || echo UNKNOWN
+}
+
+# Waits for the next round, or gives up.
+again() {
+  ((SECONDS - begun < ${STEADY-600})) || failures=0
+  failures=$((failures + 1))
+  ((failures < ${MAX_FAILURES-5})) || die "Interrupted $failures times in a row; $NAME stays as it is ($1)." 1
+  sleep "${PAUSE-30}"
 }
 
 main "$@"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 
 from wmpoe import cli
@@ -137,6 +138,8 @@ def test_in_a_pod_process_0_prints_and_all_leave_together(capsys, monkeypatch, p
 
 @pytest.mark.parametrize(('error', 'code', 'message'), [
     (ValueError('no such thing'), 2, 'no such thing'),
+    (jax.errors.JaxRuntimeError('UNAVAILABLE: connection reset'), 75, 'UNAVAILABLE: connection'),
+    (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: of memory'), 2, 'RESOURCE_EXHAUSTED: of'),
     (KeyboardInterrupt(), 130, 'interrupted; finished files are whole'),
     (ZeroDivisionError('a bug'), 1, "ZeroDivisionError('a bug')"),
 ])

@@ -395,6 +395,19 @@ def test_babysit_replaces_a_preempted_slice_and_goes_on(cloud):
   assert (cloud.folder / 'runs').read_text() == 'run\n' * 4
 
 
+def test_babysit_survives_what_gcloud_cannot_do_for_a_while(cloud):
+  cloud.there()
+  cloud.fail('describe', 'ERROR: The service is currently unavailable.')
+  cloud.program('sleep', f'rm -f {cloud.folder}/fail-describe; exec /bin/sleep "$@"')
+  done = _babysit(cloud, 'echo done')
+  assert done.returncode == 0, done.stderr
+  assert 'currently unavailable' in done.stderr
+  assert 'babysit.sh: The slice could not be made ready, see above.' in done.stderr
+  assert 'babysit.sh: The command is done.' in done.stderr
+  done = _babysit(cloud, 'true', SLICES='none')
+  assert done.returncode == 2 and 'Expected a number of slices' in done.stderr
+
+
 def test_babysit_does_not_repeat_a_mistake(cloud):
   cloud.there()
   done = _babysit(cloud, 'exit 2')

@@ -125,7 +125,8 @@ def described(file, variant):
     ('cards.py', 'spatial'),  # a DiT and the map encoder
     ('memory_maze.py', 'cpu_spatial'),  # a DiT with a place field and the view reader
     ('memory_maze.py', 'cpu_ssm'), ('memory_maze.py', 'autoencoder'),
-    ('memory_maze.py', 'odometry')])
+    ('memory_maze.py', 'odometry'), *(('memory_maze.py', variant) for variant in (
+        'base', 'short_term', 'spatial', 'ssm', 'base_1b'))])  # at the scale of the paper
 def test_state_shrinks_as_the_fsdp_axis_for_every_network(file, variant):
   make = lambda params: state_lib.create(
       params, state_lib.make_optimizer(learning_rate=1e-3, warmup_steps=1, total_steps=2))

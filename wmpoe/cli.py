@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 from absl import logging
+import jax
 
 from wmpoe import multihost
 from wmpoe import roll_call
@@ -32,6 +33,8 @@ COMMANDS = {
     'compile': 'compile for TPU slices without a TPU: memory, work, communication',
     'info': 'describe packaged experts, composition rules and this installation',
 }
+# What jax's runtime says of the program it was given, and not of other processes.
+_INPUT = ('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT', 'UNIMPLEMENTED', 'NOT_FOUND')
 # What a user can cause and mend: shown as one message, without a traceback.
 _USER_ERRORS = (
     ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError, absl_flags.Error)
@@ -105,6 +108,13 @@ def _fail(code: int, command: str, message: str) -> int:
   return code
 
 
+def _code_of(error: BaseException) -> int:
+  """2, or 75 for what a pod's runtime says when a process is lost before we know of it."""
+  if multihost.is_alone() or not isinstance(error, jax.errors.JaxRuntimeError):
+    return 2
+  return 2 if str(error).startswith(_INPUT) else roll_call.TRY_AGAIN
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs one command; returns the exit code.
 
@@ -147,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
   except _USER_ERRORS as error:
     if os.environ.get('WMPOE_TRACEBACK') or '--traceback' in rest:
       traceback.print_exc()
-    return _fail(2, command, _message(error))
+    return _fail(_code_of(error), command, _message(error))
   except Exception as error:
     if multihost.is_alone():
       raise

@@ -30,6 +30,18 @@ def test_bad_input_is_answered(arguments, message, capsys, monkeypatch, tmp_path
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--programs=train'], 'fsdp=8 does not use 4 device(s)'),
+    (['--programs=imagine', '--mesh=fsdp=8,expert=3'], 'expert=3 does not use 4 device(s)'),
+])
+def test_meshes_are_checked_before_anything_is_compiled(flags, message, capsys, monkeypatch):
+  monkeypatch.setattr(compile_lib, '_row', None)
+  monkeypatch.setattr(compile_lib.topologies, 'devices', lambda where: [*range(4)])
+  code = cli.main(['wmpoe', 'compile', f'--config={CONFIG}:base', '--topology=v5e:2x2', *flags])
+  assert code == 2
+  assert message in capsys.readouterr().err
+
+
 def test_a_config_without_a_denoiser_is_refused():
   with pytest.raises(ValueError, match=r'expected a variant such as configs/memory_maze.py:base'):
     compile_lib._for_tpu({'env': {}})

@@ -32,6 +32,7 @@ from wmpoe.commands import runs
 from wmpoe.training import trainer
 
 _COMPOSED = ('short_term', 'spatial')
+_AXES = {'train': ('fsdp', 'tensor'), 'imagine': ('expert',)}  # by program, beside 'data'
 
 
 def define(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
@@ -83,22 +84,22 @@ def run(flags: absl_flags.FlagValues) -> None:
   if misfits:
     raise ValueError(f'--experts={misfits}: expected some of {", ".join(_COMPOSED)}.')
   folder = common.output_folder(flags.workdir)
-  for where in slices:  # before any work: is the compiler there, does every mesh fit?
-    topologies.devices(where)
-    _mesh(where, sizes, ())
   configs = [('config', config)] + ([('compare', flags.compare)] if flags.compare else [])
-  done: dict[str, list[dict[str, Any]]] = {}
-  progress = common.Progress(len(slices) * len(configs))
+  jobs = []
   for name, each in configs:
     description = _for_tpu(common.plain(each))
-    file = config_flags.get_config_filename(flags[name])
     wanted = flags.programs or (
         programs.PROGRAMS if description['expert'] == 'base' else ('train',))
-    for where in slices:
-      for program in wanted:
-        progress(f'{description["variant"]}, {program}, {where.name}', 0.0)
-        done.setdefault(name, []).append(
-            _row(flags, description, file, program, where, sizes, folder))
+    jobs += [(name, description, where, program) for where in slices for program in wanted]
+  for _, _, where, program in jobs:  # before any work: is the compiler there, do all meshes fit?
+    _mesh(where, sizes, program)
+  done: dict[str, list[dict[str, Any]]] = {}
+  progress = common.Progress(len(jobs))
+  for name, description, where, program in jobs:
+    progress(f'{description["variant"]}, {program}, {where.name}', 0.0)
+    file = config_flags.get_config_filename(flags[name])
+    done.setdefault(name, []).append(
+        _row(flags, description, file, program, where, sizes, folder))
   progress.done()
   rows = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(folder.glob('*.json'))]
   command = f'python -m wmpoe compile --topology={",".join(flags.topology)} ...'
@@ -129,9 +130,9 @@ def _sizes(mesh: Sequence[str]) -> dict[str, int]:
   return sizes
 
 
-def _mesh(where: topologies.Slice, sizes: dict[str, int], axes: Sequence[str]) -> Any:
-  """The slice as a mesh with some of the axes; the remaining chips are on 'data'."""
-  used = {axis: size for axis, size in sizes.items() if axis in axes}
+def _mesh(where: topologies.Slice, sizes: dict[str, int], program: str) -> Any:
+  """The slice as a mesh with a program's axes; the remaining chips are on 'data'."""
+  used = {axis: size for axis, size in sizes.items() if axis in _AXES.get(program, ())}
   return sharding.make_mesh({'data': -1, **used}, topologies.devices(where))
 
 
@@ -151,8 +152,7 @@ def _row(
     where: topologies.Slice, sizes: dict[str, int], folder: pathlib.Path,
 ) -> dict[str, Any]:
   """Compiles one program, or reads the result of an earlier call for the same one."""
-  axes = {'train': ('fsdp', 'tensor'), 'imagine': ('expert',)}.get(program, ())
-  mesh = _mesh(where, sizes, axes)
+  mesh = _mesh(where, sizes, program)
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which a custom kernel asks for
     label, job = _job(flags, description, file, program, mesh)
     lowered = programs.lower(job, where)
