@@ -49,7 +49,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-demo
+bench: $(VENV)/installed-test
 	@set -e; for script in benchmarks/*.py; do \
 	  echo "== $$script"; $(BIN)/python $$script; done
 
@@ -97,6 +97,7 @@ $(LOWEST)/made:
 	@touch $@
 
 $(LOWEST)/installed: setup.py | $(LOWEST)/made
-	grep -oE "'[A-Za-z_-]+>=[0-9.]+'" setup.py | sed "s/'//g; s/>=/==/" > $(LOWEST)/lowest.txt
+	grep -oE "'[A-Za-z_-]+(\[[a-z0-9,]+\])?>=[0-9.]+'" setup.py \
+	  | sed -E "s/'|\[[^]]*\]//g; s/>=/==/" > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python $(PIP_INSTALL) -c $(LOWEST)/lowest.txt -e '.[demo,test]'
 	@touch $@

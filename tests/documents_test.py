@@ -21,9 +21,9 @@ def _python(document):
 
 
 def test_the_readme_snippet_runs_as_it_stands(monkeypatch):
-  # Fewer inner steps: what is tested is that every line does what it says.
+  # Fewer inner steps: what is tested is that every line does what it says, and that it remembers.
   long_term = compositions.CARDS['long_term']
-  short = {**long_term, 'writing': {**long_term['writing'], 'steps': 2}}
+  short = {**long_term, 'writing': {**long_term['writing'], 'steps': 40}}
   monkeypatch.setitem(compositions.CARDS, 'long_term', short)
   (snippet,) = _python('README.md')
   assert len(snippet.strip().splitlines()) <= 22
@@ -32,9 +32,18 @@ def test_the_readme_snippet_runs_as_it_stands(monkeypatch):
   assert names['frames'].shape == (2, 14, 32, 32, 3)
   assert names['frames'].dtype == np.uint8
   assert set(names['lean'].memories) == {'spatial'}
-  # The spatial memory has seen every card: what it imagines is close to the truth.
-  error = np.abs(names['frames'].astype(float) - names['then'].frames.astype(float)).mean()
-  assert error < 5.0
+  # Memories have seen every card: what they imagine is close to the truth.
+  then, model = names['then'], names['model']
+
+  def error(frames):
+    return np.abs(np.float32(frames) - np.float32(then.frames)).mean()
+
+  dream = lambda *experts: names['imagine'](
+      model.compose('base', *experts), names['state'], then.actions, then.poses,
+      jax.random.key(1))[1]
+  assert error(names['frames']) < 0.5
+  assert error(dream('long_term')) < 1.0
+  assert error(dream()) > 5.0
 
 
 def test_the_expert_of_contributing_composes_with_the_others():

@@ -290,7 +290,9 @@ def test_a_memory_with_a_context_longer_than_what_is_kept():
 def test_levels_switch_an_expert_by_log_snr(seen, parts):
   query, known = parts
   x, logsnr = small.noisy(2, 2)
-  for interval, share in ((composition.Interval(-1e3, 1e3), 1.0), (composition.Interval(1e3), 0.0)):
+  for interval, share in (
+      (composition.Interval(-1e3, 1e3), 1.0), (composition.Interval(1e3), 0.0),
+      (lambda logsnr: jnp.zeros_like(logsnr), 0.0)):  # any function will do
     world = WORLD.compose('base', 'spatial', levels={'spatial': interval})
     got = jax.jit(lambda s, q, world=world: world.denoiser(s, q)(x, logsnr))(seen, query)
     mapped, blank = known['spatial']

@@ -64,6 +64,8 @@ def test_runs_without_any_memory(demo, tmp_path):
     (['--episodes=1'], '--episodes=1: expected at least 2'),
     (['--experts=base,spacial'], "compose got the experts ['base', 'spacial']"),
     (['--experts=spatial'], "--experts=['spatial'] must include base."),
+    ([f'--config={CONFIG}', '--config.env.symbols=4'],
+     "trained on 4x4 boards of 32 pixels and 8 symbols; --config.env changes {'symbols': 4}"),
 ])
 def test_bad_input_is_named(demo, tmp_path, flags, message):
   done = demo(*flags)

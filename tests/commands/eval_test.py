@@ -21,6 +21,12 @@ def _evaluate(wmpoe, tiny, *flags):
                '--config.compose.num_steps=2', '--config.compose.long_term.writing.steps=2', *flags)
 
 
+def _package(monkeypatch, tiny, *memories):
+  """A tiny world in place of the packaged one."""
+  monkeypatch.setattr(zoo, 'load', lambda name, compose: tiny.world(*memories))
+  monkeypatch.setattr(zoo, 'card', lambda path: {'config': tiny.description('base')})
+
+
 def test_recall_of_the_experts_in_files(wmpoe, tiny, tmp_path, experts):
   done = _evaluate(wmpoe, tiny, experts, '--split=validation')
   assert done.code == 0, done.err
@@ -38,7 +44,7 @@ def test_recall_of_the_experts_in_files(wmpoe, tiny, tmp_path, experts):
 
 
 def test_steps_draws_recall_against_steps_and_seconds(wmpoe, tiny, tmp_path, monkeypatch):
-  monkeypatch.setattr(zoo, 'load', lambda name, compose: tiny.world('long_term'))
+  _package(monkeypatch, tiny, 'long_term')
   done = _evaluate(wmpoe, tiny, '--protocol=steps', '--steps=1,2')
   assert done.code == 0, done.err
   out = json.loads((tmp_path / 'there' / 'steps.json').read_text())
@@ -50,7 +56,7 @@ def test_steps_draws_recall_against_steps_and_seconds(wmpoe, tiny, tmp_path, mon
 @pytest.mark.parametrize('protocol', ['recall', 'steps'])
 def test_a_run_that_is_stopped_goes_on_with_the_next_seed(
     wmpoe, tiny, tmp_path, monkeypatch, protocol):
-  monkeypatch.setattr(zoo, 'load', lambda name, compose: tiny.world('long_term'))
+  _package(monkeypatch, tiny, 'long_term')
   flags = f'--protocol={protocol}', '--steps=1,2', '--seeds=2'
   measured, measure = [], recall.measure
 
@@ -89,7 +95,8 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_seed(
     (['--experts=base.npz'], "--experts got 'base.npz'; expected name=file, comma separated."),
     (['--experts=base=nowhere.npz'], "'nowhere.npz' is neither a file nor a packaged expert"),
     (['--config.env.name=maze'], "'maze'"),
-    (['--protocol=steps', '--steps=20,x'], '--steps=20,x: expected whole numbers, such as 20,50,'),
+    ([], 'cards_base was trained on boards of (pixels, grid, symbols) = (32, 4, 8); --config.env '
+         'asks for (16, 2, 4)'),
     (['--config=configs/nowhere.py'], '--config=configs/nowhere.py: there is no such file in '),
     (['--config', 'nowhere.py:base'], '--config=nowhere.py: there is no such file in '),
 ])
@@ -100,10 +107,14 @@ def test_bad_input_is_named(wmpoe, tiny, flags, message):
 
 
 def test_steps_needs_a_long_term_memory(wmpoe, tiny, monkeypatch):
-  monkeypatch.setattr(zoo, 'load', lambda name, compose: tiny.world())
+  _package(monkeypatch, tiny)
   done = _evaluate(wmpoe, tiny, '--protocol=steps')
   assert done.code == 2
   assert 'The protocol steps needs a long-term memory; this model has none.' in done.err
+  _package(monkeypatch, tiny, 'long_term')
+  done = _evaluate(wmpoe, tiny, '--protocol=steps', '--steps=20,x')
+  assert done.code == 2
+  assert '--steps=20,x: expected whole numbers, such as 20,50,' in done.err
 
 
 @pytest.mark.parametrize(('flags', 'message'), [

@@ -11,6 +11,7 @@ and the frames that follow.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import sys
 import time
 from typing import Any
@@ -91,8 +92,14 @@ def _cards(
     model: world_model.WorldModel, description: dict[str, Any], flags: absl_flags.FlagValues
 ) -> tuple[dict[str, Any], Any, Any]:
   """Memory Cards: arguments for `results.make`, film strips, the film of one episode."""
-  del description
   env = cards.CardsConfig()
+  if (given := zoo.environment(description['env'])) != env:
+    changed = {name: value for name, value in dataclasses.asdict(given).items()
+               if value != getattr(env, name)}
+    raise ValueError(
+        f'The packaged experts were trained on {env.grid}x{env.grid} boards of {env.size} pixels '
+        f'and {env.symbols} symbols; --config.env changes {changed}. Leave it out, or train '
+        'experts of your own and measure them with eval --experts.')
   task = recall.problem(env, range(flags.episodes), split='test', chunk=model.chunk)
   _announce('Memory Cards', flags.episodes, task.history.frames.shape[1], model)
   progress = common.Progress(recall.stages(model, 1))

@@ -170,6 +170,15 @@ def _cards(
     raise ValueError(
         f'--arms={",".join(flags.arms)} is for Memory Maze and own data; here all are measured.')
   env = zoo.environment(description['env'])
+  files = common.experts_of(flags.experts, 'cards') or {'base': 'cards_base'}
+  for path in files.values():
+    trained = zoo.environment(zoo.card(path)['config']['env'])
+    board = lambda world: (world.size, world.grid, world.symbols)
+    if board(trained) != board(env):
+      raise ValueError(
+          f'{path} was trained on boards of (pixels, grid, symbols) = {board(trained)}; '
+          f'--config.env asks for {board(env)}. Expected the same: leave it out, or give experts '
+          'trained on such boards.')
   task = recall.problem(env, range(flags.episodes), split=flags.split, chunk=model.chunk)
   seeds = list(range(flags.seeds))
   kept = _keep(folder, protocol, description, flags, (model, task.history))
