@@ -47,14 +47,38 @@ def test_one_opens_it_steers_sets_reloads_and_watches(browser, address):
   page.keyboard.press('Space')  # steer, asleep
   wait(f"document.querySelector('#main').dataset.frames > {before}")
   assert page.locator('#caption').inner_text().startswith('what the model imagines')
-  painted = page.evaluate(
-      "[...document.querySelector('#bare').getContext('2d').getImageData(0, 0, 9, 9).data]")
-  assert any(painted)
+  colours = lambda canvas: page.evaluate("""name => {
+    const canvas = document.querySelector(name), all = canvas.getContext('2d');
+    const found = new Uint32Array(all.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+    return new Set(found).size;
+  }""", canvas)
+  for canvas in '#main', '#bare', '#map':  # not of one colour
+    assert colours(canvas) > 1, canvas
+  assert colours('#heat') == 1
+  page.locator('#overlay').check()
+  before = frames()
+  page.keyboard.press('Space')
+  wait(f"document.querySelector('#main').dataset.frames > {before}")
+  assert colours('#heat') > 1
+  page.keyboard.press('Space')  # the first of a kind compiles and has no rate
+  wait("+document.querySelector('#fps').textContent > 0")
+
+  page.locator('#record').click()
+  wait("document.querySelector('#record').classList.contains('on')")
+  before = frames()
+  page.keyboard.press('Space')
+  wait(f"document.querySelector('#main').dataset.frames > {before}")
+  page.locator('#fork').click()
+  wait("document.querySelector('#branches').childElementCount > 0")
+  page.locator('#rewind').click()
+  wait(f"document.querySelector('#main').dataset.frames > {before + 1}")
+  page.locator('#record').click()
+  wait("document.querySelector('#note').textContent.includes('.mp4')")
 
   page.locator('.expert [type=checkbox]').uncheck()  # toggle
   wait("document.querySelector('.expert').classList.contains('off')")
   page.locator('#save').click()
-  wait("document.querySelector('#note').textContent.startsWith('wrote ')")
+  wait("document.querySelector('#note').textContent.endsWith('.npz')")
 
   other = context.new_page()  # two tabs
   other.goto(link)

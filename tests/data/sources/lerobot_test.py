@@ -4,6 +4,9 @@ import json
 import numpy as np
 import pytest
 
+from wmpoe import cli
+from wmpoe.data import episode
+from wmpoe.data import folder
 from wmpoe.data.sources import conversion
 from wmpoe.data.sources import lerobot
 
@@ -99,6 +102,17 @@ def test_both_versions_give_the_same_episodes(request, version):
     np.testing.assert_allclose(item.actions[0], 0)
     np.testing.assert_allclose(item.actions[1:, 1], np.arange(length - 1))
     np.testing.assert_allclose(item.poses[:, 0], np.arange(length))
+
+
+def test_the_command_line_converts_them(third, tmp_path, capsys):
+  out = tmp_path / 'out'
+  code = cli.main([
+      'wmpoe', 'data', 'convert', '--from=lerobot', f'--source={third}', f'--workdir={out}',
+      f'--frames={CAMERA}', '--poses=observation.state', '--pose_kind=planar', '--size=8',
+      '--environment=arm'])
+  assert code == 0, capsys.readouterr().err
+  assert cli.main(['wmpoe', 'data', 'validate', f'--source={out}']) == 0
+  assert [episode.Episode.load(path).length for path in folder.files(out)] == [*LENGTHS]
 
 
 def test_pictures_in_the_table(tmp_path):

@@ -4,7 +4,9 @@ import shutil
 import numpy as np
 import pytest
 
+from wmpoe import cli
 from wmpoe.data import episode
+from wmpoe.data import folder
 from wmpoe.data import memory_maze
 from wmpoe.data.sources import conversion
 from wmpoe.data.sources import mazes
@@ -23,6 +25,16 @@ def test_a_maze_converted_is_the_maze_as_its_own_reader_sees_it(tmp_path):
   for name in ('frames', 'actions', 'poses'):
     np.testing.assert_array_equal(getattr(item, name), getattr(expected, name))
   assert item.meta['layout'] == expected.meta['layout']
+
+
+def test_the_command_line_converts_it(tmp_path, capsys):
+  (tmp_path / 'in').mkdir()
+  shutil.copy(TINY, tmp_path / 'in' / 'a.npz')
+  code = cli.main(['wmpoe', 'data', 'convert', '--from=memory_maze', f'--source={tmp_path}/in',
+                   f'--workdir={tmp_path}/out', '--skip=2'])
+  assert code == 0, capsys.readouterr().err
+  assert cli.main(['wmpoe', 'data', 'validate', f'--source={tmp_path}/out']) == 0
+  assert len(folder.files(tmp_path / 'out')) == 1
 
 
 def test_depth_comes_along(tmp_path):

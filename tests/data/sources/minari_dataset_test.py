@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 
+from wmpoe import cli
+from wmpoe.data import episode
+from wmpoe.data import folder
 from wmpoe.data.sources import minari_dataset
 
 gymnasium = pytest.importorskip('gymnasium')
@@ -54,6 +57,15 @@ def test_episodes_are_read_with_the_action_that_led_there(dataset):
   np.testing.assert_array_equal(item.frames[:, 0, 0, 0], range(4))
   np.testing.assert_array_equal(item.actions, [[0, 0], [0, 1], [1, 0], [0, 1]])
   np.testing.assert_array_equal(item.poses[:, 0], range(4))
+
+
+def test_the_command_line_converts_them(dataset, tmp_path, capsys):
+  code = cli.main([
+      'wmpoe', 'data', 'convert', '--from=minari', f'--source={dataset}', f'--workdir={tmp_path}',
+      '--frames=camera', '--poses=place', '--pose_kind=planar'])
+  assert code == 0, capsys.readouterr().err
+  assert cli.main(['wmpoe', 'data', 'validate', f'--source={tmp_path}']) == 0
+  assert [episode.Episode.load(path).length for path in folder.files(tmp_path)] == [4, 4]
 
 
 def test_what_is_no_picture_or_no_dataset_is_named(dataset, tmp_path):
