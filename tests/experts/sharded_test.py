@@ -162,6 +162,13 @@ def _a_memory_file_on_any_number_of_devices():
       given.save(f'{folder}/{name}', history=True)
       given = session.Session.load(f'{folder}/{name}', opened)
       given = dataclasses.replace(given, state=jax.device_put(given.state, on(devices)))
+    small.same(given.state, numbered)
+    given = dataclasses.replace(given, state=jax.device_put(numbered, on(8)))
+    for name, devices in ('eight', 4), ('four', 1):
+      mesh = sharding.make_mesh({'data': devices}, jax.devices()[:devices])
+      given.save(f'{folder}/{name}', history=True)
+      given = session.Session.load(f'{folder}/{name}', opened, mesh=mesh)
+      assert {len(x.devices()) for x in jax.tree.leaves(given.state)} == {devices}
   small.same(given.state, numbered)
 
 

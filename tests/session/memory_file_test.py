@@ -26,17 +26,18 @@ def path(seen, tmp_path):
   return path
 
 
-@pytest.mark.parametrize('history', [False, True])
-def test_what_is_loaded_dreams_on_bit_for_bit(seen, asked, tmp_path, history, world):
+@pytest.mark.parametrize(('name', 'history'), [
+    ('m.npz', False), ('m.npz', True), ('m', False), ('m', True)])
+def test_what_is_loaded_dreams_on_bit_for_bit(seen, asked, tmp_path, name, history, world):
   begun, _ = seen.fork(4).imagine(*asked)  # in the middle of a dream
-  begun.save(tmp_path / 'm.npz', history=history)
-  loaded = session.Session.load(tmp_path / 'm.npz', world())
+  begun.save(tmp_path / name, history=history)
+  loaded = session.Session.load(tmp_path / name, world())
   expected, frames = begun.imagine(*asked)
   got, same_frames = loaded.imagine(*asked)
   small.same(same_frames, frames)
   small.same(got.state.recent, expected.state.recent)
   assert got.observed.tolist() == [6, 6] and got.imagined.tolist() == [4, 4]
-  assert got.lineage[0] == 'forked as 4' and got.lineage[1].startswith('m.npz ')
+  assert got.lineage[0] == 'forked as 4' and got.lineage[1].startswith(name)
 
 
 def test_another_process_dreams_a_memory_of_pictures_on_bit_for_bit(tmp_path):
@@ -51,9 +52,10 @@ def test_another_process_dreams_a_memory_of_pictures_on_bit_for_bit(tmp_path):
   small.same(np.load(tmp_path / 'frames.npy'), frames)
 
 
-def test_with_its_history_writing_goes_on_bit_for_bit(seen, tmp_path):
-  seen.save(tmp_path / 'm.npz', history=True)
-  loaded = session.Session.load(tmp_path / 'm.npz', seen)
+@pytest.mark.parametrize('name', ['m.npz', 'm'])
+def test_with_its_history_writing_goes_on_bit_for_bit(seen, tmp_path, name):
+  seen.save(tmp_path / name, history=True)
+  loaded = session.Session.load(tmp_path / name, seen)
   small.same(loaded.state, seen.state)
   more = small.observation(2, 6, seed=8)
   small.same(loaded.observe(more).state, seen.observe(more).state)

@@ -33,6 +33,12 @@ def main(folder):
   card = spread.save(folder / 'pod.npz', history=True)
   # Whoever returns finds the file: on a loaded host process 1 would be early.
   assert session.Session.load(folder / 'pod.npz', opened).batch == card['episodes'] == 2
+  spread.save(folder / 'pod', history=True)
+  again = session.Session.load(folder / 'pod', opened, mesh=mesh)
+  assert not jax.tree.leaves(again.state)[0].is_fully_addressable
+  same = jax.jit(lambda a, b: jax.tree.map(lambda x, y: (x == y).all(), a, b))
+  assert all(jax.tree.leaves(same(again.state, spread.state)))
+  assert (jax.random.key_data(again.key) == jax.random.key_data(opened.key)).all()
   own = folder / f'own_{jax.process_index()}.npz'  # what lies on one host that host writes
   opened.save(own, history=True)
   assert own.exists()
@@ -51,8 +57,9 @@ def test_two_processes_write_the_file_that_one_writes(tmp_path):
   card = opened.save(tmp_path / 'one.npz', history=True)
   loaded = session.Session.load(tmp_path / 'pod.npz', opened)
   small.same(loaded.state, jax.tree.map(jnp.asarray, opened.state))
+  small.same(session.Session.load(tmp_path / 'pod', opened).state, loaded.state)
   assert card['sha256'] == session.memory_file.card(tmp_path / 'pod.npz')['sha256']
-  names = ['one.npz', 'own_0.npz', 'own_1.npz', 'pod.npz']
+  names = ['one.npz', 'own_0.npz', 'own_1.npz', 'pod', 'pod.npz']
   assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 

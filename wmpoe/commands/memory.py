@@ -11,7 +11,7 @@ merge and forget load the packaged model the memory belongs to, or yours with --
 they write all memories again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import itertools
 import pathlib
 import time
@@ -25,6 +25,7 @@ from wmpoe.commands import common
 from wmpoe.session import edits
 from wmpoe.session import live
 from wmpoe.session import memory_file
+from wmpoe.session import memory_folder
 
 _FILES = {'info': 1, 'diff': 2, 'merge': 2, 'fork': 1, 'forget': 1}
 
@@ -94,7 +95,13 @@ def _destination(what: str, flags: absl_flags.FlagValues) -> pathlib.Path:
 
 
 def _info(path: str) -> str:
-  leaves, card = memory_file.read(path)
+  leaves: Mapping[str, Any]
+  if memory_folder.is_one(path):
+    leaves, card = memory_folder.shapes(path), memory_file.card(path)
+    size = 'a folder'
+  else:
+    leaves, card = memory_file.read(path)
+    size = f'{pathlib.Path(path).stat().st_size / 1e6:.2f} MB, sha256 {card["sha256"]}'
   composed = card['composition']
   world = 'a model of your own' if card['source'] is None else card['source']['world']
   weights = ', '.join(f'{name} {weight:g}' if isinstance(weight, float) else f'{name} per episode'
@@ -102,7 +109,7 @@ def _info(path: str) -> str:
   with_history = ('with its history: can be read, written to, merged by rewriting, made to forget'
                   if card['history'] else 'without its history: can be read, not written to')
   lines = [
-      f'{path}  ({pathlib.Path(path).stat().st_size / 1e6:.2f} MB, sha256 {card["sha256"]})',
+      f'{path}  ({size})',
       f'  world      {world}; written by wmpoe {card["wmpoe"]}, {card["created"]}',
       f'  episodes   {card["episodes"]}; frames observed {_counts(card["observed"])}, imagined '
       f'{_counts(card["imagined"])}',

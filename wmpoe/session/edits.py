@@ -24,12 +24,12 @@ def _part(path: str) -> str:
   return '/'.join(steps[1:3] if steps[0] == 'memories' else steps[:1])
 
 
-def sizes(leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
-  """Bytes in memory of each part of a file's state, by the first three steps of the path."""
+def sizes(leaves: Mapping[str, Any]) -> dict[str, int]:
+  """Bytes in memory of each part of a state of arrays or shapes, by three steps of the path."""
   out: dict[str, int] = {}
   for path, leaf in leaves.items():
     part = _part(path)
-    out[part] = out.get(part, 0) + leaf.nbytes
+    out[part] = out.get(part, 0) + leaf.size * leaf.dtype.itemsize
   return out
 
 

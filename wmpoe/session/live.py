@@ -191,13 +191,15 @@ class Session:
         lineage=(*self.lineage, f'forked as {branch}'))
 
   def save(self, path: str | os.PathLike[str], *, history: bool = False) -> dict[str, Any]:
-    """Writes the memory file, whole or not at all; see `memory_file`.
+    """Writes the memory file or folder, whole or not at all; see `memory_file`, `memory_folder`.
 
-    Episodes that are spread over the hosts of a pod are gathered and written by process 0; every
-    process must call it, and returns when the file is there.
+    Where episodes are spread over the hosts of a pod every process must call it, and returns when
+    all is there. For a file they are gathered and written by process 0; into a folder every host
+    writes its own.
 
     Args:
-      path: Destination, ending in `.npz`.
+      path: Destination: a file ending in `.npz`, or a folder without a suffix, which may be one of
+        an object store.
       history: Also write what is needed to observe more and to forget: the frames a long-term
         memory was written from, and its optimiser's state.
 
@@ -205,9 +207,10 @@ class Session:
       The file's card.
 
     Raises:
-      ValueError: if history is asked of a memory that was loaded without it, or the name does not
-        end in `.npz`.
+      ValueError: if history is asked of a memory that was loaded without it, or the name ends in
+        something else.
       OSError: if the folder cannot be written to.
+      FileExistsError: if there is a folder of that name; a file is replaced.
     """
     if history and not self.writable:
       raise ValueError('This memory was loaded without its history and cannot be saved with it.')
@@ -223,21 +226,24 @@ class Session:
   def load(
       cls, path: str | os.PathLike[str],
       model: 'world_model.WorldModel | str | Session | None' = None,
+      *, mesh: jax.sharding.Mesh | None = None,
   ) -> 'Session':
-    """Loads a session from a file: it continues, bit for bit, as the saved one would have.
+    """Loads a session from a file or folder: it continues, bit for bit, as the saved one would.
 
     Composition, sampler and random key are the file's.
 
     Args:
-      path: A file that `save` wrote.
+      path: A file or folder that `save` wrote.
       model: The model it was written with, or an open session of it, which saves computing the
         model's hash. Not needed if a packaged model was opened by its name.
+      mesh: What to spread the episodes over, along 'data'; one device by default. From a folder
+        every host then reads its own.
 
     Raises:
       ValueError: if the file is damaged, is not a memory file, or is the memory of another model.
       FileNotFoundError: if there is no such file.
     """
-    leaves, facts = memory_file.read(path)
+    facts = memory_file.card(path)
     source = facts['source']
     if isinstance(model, Session):
       whole, parts = model.model, model.parts
@@ -251,8 +257,10 @@ class Session:
       source, parts = own or source, identity.fingerprint(whole)
     identity.check(parts, facts['parts'], where=f"'{path}'")
     composed = identity.restore(whole, facts['composition'])
+    leaves, facts = memory_file.leaves_at(path, mesh)
     state, key = memory_file.restore(leaves, facts, composed, where=str(path))
-    lineage = (*facts['lineage'], f'{pathlib.Path(path).name} {facts["sha256"][:12]}')
+    digest = f' {facts["sha256"][:12]}' if 'sha256' in facts else ''  # a folder has none
+    lineage = (*facts['lineage'], f'{pathlib.PurePath(path).name}{digest}')
     return cls(
         model=composed, state=state, key=key, parts=parts, source=source,
         observed=np.asarray(facts['observed'], np.int64),

@@ -20,8 +20,10 @@ import numpy as np
 
 from wmpoe import archive
 from wmpoe import multihost
+from wmpoe import sharding
 from wmpoe import world_model
 from wmpoe.session import identity
+from wmpoe.session import memory_folder
 
 FORMAT_VERSION = 2  # 1 told models apart by their weights alone
 KIND = archive.Kind(
@@ -50,26 +52,61 @@ def write(
   history = history or not left_out  # nothing is left out where there is nothing to leave out
   kept = {name: leaf for name, leaf in identity.leaves_of(state).items()
           if history or not name.startswith(left_out)}
+  kept[_KEY] = np.asarray(jax.random.key_data(key))
+  facts = {**card, 'history': history, 'key': str(jax.random.key_impl(key)),
+           'composition': identity.describe(model)}
+  if memory_folder.is_one(path):
+    facts['format_version'] = FORMAT_VERSION
+    memory_folder.write(path, kept, facts)
+    return facts
   # Episodes that lie on several hosts are one session: all gather them, one writes.
   spread = not all(getattr(leaf, 'is_fully_addressable', True) for leaf in kept.values())
   leaves = {name: multihost.whole(leaf) for name, leaf in kept.items()}
-  leaves[_KEY] = np.asarray(jax.random.key_data(key))
-  written = archive.write(path, KIND, {
-      **card, 'history': history, 'key': str(jax.random.key_impl(key)),
-      'composition': identity.describe(model)}, leaves, here=multihost.is_main() or not spread)
+  written = archive.write(path, KIND, facts, leaves, here=multihost.is_main() or not spread)
   if spread:
     multihost.barrier(f'{os.fspath(path)} is written')
   return written
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """The leaves by path and the card, checked by the hash; see `archive.read` for errors."""
+  """The leaves of a file by path and the card, checked by the hash; see `archive.read`.
+
+  Raises:
+    ValueError: for a folder, too.
+  """
+  if memory_folder.is_one(path):
+    raise ValueError(f"'{path}' is a folder of memories; expected a file, *.npz.")
   return archive.read(path, KIND)
 
 
 def card(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """The card alone; see `archive.card`."""
-  return archive.card(path, KIND)
+  """The card alone, of a file or a folder; see `archive.card` and `memory_folder.card`."""
+  if not memory_folder.is_one(path):
+    return archive.card(path, KIND)
+  found = memory_folder.card(path)
+  if found.get('format_version') != FORMAT_VERSION:
+    raise ValueError(
+        f"'{path}' is of format version {found.get('format_version')}; expected {FORMAT_VERSION}. "
+        'Read it with the version of wmpoe that wrote it.')
+  return found
+
+
+def leaves_at(
+    path: str | os.PathLike[str], mesh: jax.sharding.Mesh | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The leaves by path and the card, of a file or a folder, spread over a mesh if one is given."""
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  each, all_of = (one, one) if mesh is None else (
+      sharding.episode_sharding(mesh), sharding.replicated(mesh))
+  place = lambda name: all_of if name == _KEY else each
+  if memory_folder.is_one(path):
+    facts = card(path)
+    names = memory_folder.shapes(path)
+    return memory_folder.read(path, {name: place(name) for name in names}), facts
+  leaves, facts = read(path)
+  if mesh is not None:
+    leaves = {name: jax.device_put(leaf, place(name)) for name, leaf in leaves.items()}
+  return leaves, facts
 
 
 def fork(
@@ -123,9 +160,13 @@ def restore(
   if found or data is None:
     raise ValueError(f"The state in '{where}' does not fit the model. {found or 'It has no key.'}.")
 
+  place = getattr(next(iter(leaves.values()), None), 'sharding', None)
+
   def leaf(keys, shape):
     stored = leaves.get(identity.path_of(keys))
-    return jnp.asarray(np.zeros(shape.shape, shape.dtype) if stored is None else stored)
+    if stored is None:
+      return jnp.zeros(shape.shape, shape.dtype, device=place)
+    return jnp.asarray(stored)
 
   state = jax.tree_util.tree_map_with_path(leaf, like)
-  return state, jax.random.wrap_key_data(jnp.asarray(data), impl=facts['key'])
+  return state, jax.random.wrap_key_data(jnp.asarray(np.asarray(data)), impl=facts['key'])
