@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import itertools
 import pathlib
 import time
+from typing import Any
 
 from absl import flags as absl_flags
 
