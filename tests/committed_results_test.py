@@ -1,5 +1,6 @@
 """What the documents say of results is what the committed results say, and the gates hold."""
 
+import json
 import pathlib
 
 import pytest
@@ -99,7 +100,16 @@ def test_cards_are_remembered():
   assert recall('all') >= max(0.99, *(
       recall(each) - 0.005 for each in ('short_term', 'long_term', 'spatial')))
   assert recall('other_episode') <= 1 / 8 + 0.03
-  assert _arms('cards/steps.json')['long_term_50']['recall']['mean'] >= 0.79
+  steps = _arms('cards/steps.json')
+  assert steps['long_term_50']['recall']['mean'] >= 0.79
+  assert steps['long_term_100']['write_ms_per_episode']['mean'] <= 1500
+
+
+def test_half_of_the_best_matmul_is_reached():
+  found = json.loads((_ROOT / 'benchmarks' / 'results' / 'speed.json').read_text())
+  for name in 'training_step', 'training_step_paper', 'inner_loop':
+    assert found[name]['of_best_matmul'] >= 0.5, name
+  assert found['writing']['ratio'] <= 1 and found['traces'] == {'observe': 1, 'imagine': 1}
 
 
 def test_mazes_are_remembered():
