@@ -7,7 +7,9 @@
   python -m wmpoe eval  --config=configs/cards.py --protocol=recall
 
 Short-term and spatial are forks of the packaged base. The long-term memory is not trained: it is
-the base and a way of writing its weights, `config.compose.long_term`.
+the base and a way of writing its weights, `config.compose.long_term`. On two cores of an AMD EPYC a
+step takes .17 s (base), .42 s (short-term) and .22 s (spatial), so that all their steps take 18, 8
+and 8 minutes. What they reach together: results/cards/recall.json.
 """
 
 import ml_collections
