@@ -49,10 +49,12 @@ _MODELS = {
     'ssm': dict(network='ssm', width=512, context=200, map_dim=0),
     'absolute': dict(width=512, map_dim=0, pose_code=dict(name='absolute', scale=9.0)),
 }
-# Steps and batches at which a network of two cores costs what cpu_short_term does: 76 TFLOP.
+# Steps and batches at which a network of two cores costs what cpu_short_term does: 76 TFLOP. Full
+# attention gets as much as all that is composed: the refiner, depth and the base they were forked
+# from, which it is forked from, too.
 _BUDGET = {
     'short_term': dict(steps=700, batch_size=8, warmup_steps=200),
-    'full': dict(steps=195, batch_size=2, warmup_steps=20),
+    'full': dict(steps=330, batch_size=2, warmup_steps=20),
     'ssm': dict(steps=270, batch_size=4, warmup_steps=20),
     'forcing': dict(steps=570, batch_size=8, warmup_steps=50),
     'absolute': dict(steps=3000, batch_size=8, warmup_steps=200),
