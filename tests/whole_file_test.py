@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+from etils import epath
 import pytest
 
 from wmpoe import whole_file
@@ -66,3 +67,39 @@ def test_no_folder_is_made_in_the_name_of_a_bucket(tmp_path, monkeypatch, path):
   with pytest.raises(ValueError, match="a.npz' is in an object store, where only training runs"):
     whole_file.write(path, b'lost')
   assert list(tmp_path.iterdir()) == []
+
+
+def test_paths_of_object_stores_are_kept_and_local_ones_made_absolute(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert os.fspath(whole_file.anywhere('run')) == str(tmp_path / 'run')
+  remote = whole_file.anywhere('gs://bucket/run')
+  assert os.fspath(remote) == 'gs://bucket/run'
+  assert os.fspath(remote / 'config.json') == 'gs://bucket/run/config.json'
+  assert os.fspath(whole_file.anywhere(remote)) == 'gs://bucket/run'
+  assert list(tmp_path.iterdir()) == []
+
+
+class _Store:
+  """Lists a folder once, as the client of an object store does, until it is told to forget."""
+
+  def __init__(self, *names):
+    self.there, self.listed = [*names], None
+
+  def listdir(self, path, *, detail):
+    del path, detail
+    self.listed = self.listed or [*self.there]
+    return self.listed
+
+  def invalidate_cache(self):
+    self.listed = None
+
+
+def test_what_others_write_to_an_object_store_is_seen(monkeypatch):
+  store = _Store('a')
+  monkeypatch.setattr(epath.backend.fsspec_backend, 'fs', lambda path: store)
+  names = lambda folder: sorted(path.name for path in folder.iterdir())
+  before = whole_file.anywhere('gs://bucket/run')
+  assert names(before) == ['a']
+  store.there.append('b')
+  assert names(before) == ['a']
+  assert names(whole_file.anywhere('gs://bucket/run')) == ['a', 'b']

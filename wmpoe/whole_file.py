@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written under another name, then renamed."""
+"""Files that are there whole or not at all, and whose paths are: this machine's or a store's."""
 
 from __future__ import annotations
 
@@ -12,12 +12,27 @@ import secrets
 import time
 from typing import Any
 
+from etils import epath  # comes with orbax, whose paths these are
+
 _ABANDONED = 3600.0  # seconds after which nobody writes to a file any more
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
   """Whether a path is one of an object store, 'gs://bucket/run', also with a slash lost."""
   return re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', os.fspath(path)) is not None
+
+
+def anywhere(path: str | os.PathLike[str]) -> epath.Path:
+  """The path made absolute, or one of an object store as it is.
+
+  What the store's client remembers of it is forgotten, because others write there, too: it would go
+  on listing what it listed before, and read no more of a file than there was.
+  """
+  if not is_remote(path):
+    return epath.Path(os.path.abspath(path))
+  with contextlib.suppress(ImportError):  # told, with what to install, by whoever uses the path
+    epath.backend.fsspec_backend.fs(path).invalidate_cache()
+  return epath.Path(path)
 
 
 def local(path: str | os.PathLike[str]) -> pathlib.Path:

@@ -81,7 +81,7 @@ def read_index(folder: str | os.PathLike[str], *, encoder: str | None = None) ->
     FileNotFoundError: if the folder holds no complete cache.
     ValueError: if it comes from another encoder, or is of another format.
   """
-  path = epath.Path(folder) / INDEX
+  path = whole_file.anywhere(folder) / INDEX
   if not is_cache(folder):
     raise FileNotFoundError(
         f'{folder} holds no complete latent cache (no {INDEX}). Make it with '
@@ -114,15 +114,15 @@ def read(
     FileNotFoundError: if there is no complete cache, or a file of it is gone.
     ValueError: if it comes from another encoder, or a file is damaged; names it.
   """
-  index = read_index(folder, encoder=encoder)
+  index, where = read_index(folder, encoder=encoder), whole_file.anywhere(folder)
   return [
-      _read_one(epath.Path(folder) / f'{name}.npz', meta, pictures)
+      _read_one(where / f'{name}.npz', meta, pictures)
       for name, meta in index['episodes'].items()]
 
 
 def is_cache(folder: str | os.PathLike[str]) -> bool:
   """Whether a folder holds a complete cache."""
-  return (epath.Path(folder) / INDEX).exists()
+  return (whole_file.anywhere(folder) / INDEX).exists()
 
 
 def _read_one(path: epath.Path, meta: dict[str, Any], pictures: bool) -> episode.Episode:

@@ -34,7 +34,7 @@ def write(
   Raises:
     FileExistsError: if there is something of that name.
   """
-  folder = _absolute(path)
+  folder = whole_file.anywhere(path)
   taken = folder.exists()
   multihost.barrier(f'{folder} was looked for')  # before anybody makes it
   if taken:
@@ -53,14 +53,14 @@ def card(path: str | os.PathLike[str]) -> dict[str, Any]:
     ValueError: if it is no memory folder.
   """
   with _open(path) as reader:
-    return reader.restore(_absolute(path), args=ocp.args.Composite(
+    return reader.restore(whole_file.anywhere(path), args=ocp.args.Composite(
         **{_CARD: ocp.args.JsonRestore()}))[_CARD]
 
 
 def shapes(path: str | os.PathLike[str]) -> dict[str, jax.ShapeDtypeStruct]:
   """Shape and dtype of the leaves by path; see `card` for errors."""
   with _open(path) as reader:
-    found = reader.metadata(_absolute(path)).item_metadata[_STATE]
+    found = reader.metadata(whole_file.anywhere(path)).item_metadata[_STATE]
   flat = traverse_util.flatten_dict(getattr(found, 'tree', found), sep='/')
   return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
 
@@ -77,17 +77,13 @@ def read(
   like = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name])
           for name, leaf in shapes(path).items()}
   with _open(path) as reader:
-    tree = reader.restore(_absolute(path), args=ocp.args.Composite(**{
+    tree = reader.restore(whole_file.anywhere(path), args=ocp.args.Composite(**{
         _STATE: ocp.args.StandardRestore(traverse_util.unflatten_dict(like, sep='/'))}))[_STATE]
   return traverse_util.flatten_dict(tree, sep='/')
 
 
-def _absolute(path: str | os.PathLike[str]) -> epath.Path:
-  return epath.Path(path if whole_file.is_remote(path) else os.path.abspath(path))
-
-
 def _open(path: str | os.PathLike[str]) -> ocp.Checkpointer:
-  folder = _absolute(path)
+  folder = whole_file.anywhere(path)
   if not folder.exists():
     raise FileNotFoundError(f"'{folder}' does not exist: expected a folder of memories.")
   if not all((folder / item).exists() for item in (_STATE, _CARD)):

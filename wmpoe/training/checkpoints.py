@@ -15,8 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from wmpoe import sharding
+from wmpoe import whole_file
 from wmpoe.training import state as state_lib
-from wmpoe.training import workdir as workdir_lib
 
 FOLDER = 'checkpoints'
 _TREES, _FACTS = ('params', 'ema', 'optimizer'), ('data', 'meta')
@@ -42,7 +42,7 @@ class Checkpointer:
       keep_best: number of checkpoints to keep beside them: those measured with the lowest ...
       best_metric: ... value of this name.
     """
-    self._folder = workdir_lib.absolute(workdir) / FOLDER
+    self._folder = whole_file.anywhere(workdir) / FOLDER
     self._best_metric = best_metric if keep_best else None
     policy = _policies.LatestN(n=keep)
     if keep_best:
@@ -192,7 +192,7 @@ def load_params(
   """
   if which not in ('ema', 'params'):
     raise ValueError(f"which={which!r}: expected 'ema' or 'params'.")
-  folder = workdir_lib.absolute(workdir) / FOLDER
+  folder = whole_file.anywhere(workdir) / FOLDER
   if not folder.is_dir():
     raise FileNotFoundError(
       f'{workdir} holds no trained run: expected the folder {folder}. Train one first, or give '

@@ -111,7 +111,8 @@ class Lease(_Renewed):
 
   def _read(self) -> dict[str, Any] | None:
     try:
-      return _parse(self._path.read_text(), {'token', 'pid', 'host', 'renewed'})
+      return _parse(
+          whole_file.anywhere(self._path).read_text(), {'token', 'pid', 'host', 'renewed'})
     except FileNotFoundError:
       return None
 

@@ -9,7 +9,6 @@ import time
 from typing import Any, TextIO
 
 from wmpoe import whole_file
-from wmpoe.training import workdir as workdir_lib
 
 FILENAME = 'metrics.jsonl'
 
@@ -29,7 +28,7 @@ class MetricsLog:
       workdir: the run's folder.
       resume_step: rows with a larger step are dropped; 0 starts an empty log.
     """
-    self.path = workdir_lib.absolute(workdir) / FILENAME
+    self.path = whole_file.anywhere(workdir) / FILENAME
     lines = [json.dumps(row) + '\n' for row in read(workdir) if row['step'] <= resume_step]
     self._remote = lines if whole_file.is_remote(workdir) else None
     if self._remote is not None:
@@ -84,7 +83,7 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   Raises:
     ValueError: if a line other than the last is not a JSON object with a step.
   """
-  path = workdir_lib.absolute(workdir) / FILENAME
+  path = whole_file.anywhere(workdir) / FILENAME
   if not path.exists():
     return []
   lines = path.read_text().split('\n')

@@ -19,6 +19,7 @@ import jax
 
 from wmpoe import multihost
 from wmpoe import sharding
+from wmpoe import whole_file
 from wmpoe.training import checkpoints
 from wmpoe.training import inputs
 from wmpoe.training import locks
@@ -121,7 +122,7 @@ def train(
     )
   data = inputs.Inputs(
     batches, mesh, batch_size=config.batch_size, accumulate=config.accumulate)
-  folder = workdir_lib.absolute(workdir)
+  folder = whole_file.anywhere(workdir)
   described = {'train': dataclasses.asdict(config), 'run': dict(run_config or {})}
   free = [f'train.{name}' for name in _MAY_DIFFER] + [f'run.{name}' for name in may_differ]
   with _Signals() as signals, contextlib.ExitStack() as stack:

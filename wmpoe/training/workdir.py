@@ -15,11 +15,6 @@ from wmpoe import whole_file
 CONFIG = 'config.json'
 
 
-def absolute(path: str | os.PathLike[str]) -> epath.Path:
-  """Returns a local path made absolute, or one of an object store as it is."""
-  return epath.Path(path if whole_file.is_remote(path) else os.path.abspath(path))
-
-
 def prepare(workdir: str | os.PathLike[str]) -> epath.Path:
   """Makes the folder and checks that it can be written to; returns its absolute path.
 
@@ -27,7 +22,7 @@ def prepare(workdir: str | os.PathLike[str]) -> epath.Path:
     OSError: naming the folder, if it cannot be made or written to.
     ImportError: for an object store whose client is not installed.
   """
-  path = absolute(workdir)
+  path = whole_file.anywhere(workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.writable-{os.getpid()}'
@@ -62,7 +57,7 @@ def check_config(
   Raises:
     ValueError: listing every key that differs, with both values.
   """
-  path = absolute(workdir) / CONFIG
+  path = whole_file.anywhere(workdir) / CONFIG
   new = json.loads(json.dumps(config))
   if path.exists():
     old_flat = _flatten(json.loads(path.read_text()))
