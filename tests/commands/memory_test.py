@@ -1,5 +1,6 @@
 import shutil
 
+import numpy as np
 import pytest
 
 from tests.commands import conftest
@@ -11,17 +12,23 @@ from wmpoe.session import edits
 from wmpoe.session import memory_file
 
 
+def _board(index):
+  env = cards.CardsConfig(size=16, grid=2, symbols=4)
+  return episode.stack([cards.to_episode(cards.script_episode(index, env), env)], stop=10)
+
+
+def _seen(index):
+  return session.Session.open('cards').observe(_board(index))
+
+
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   """A tiny world, and memory files of two of its boards."""
   patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp('files')
   world = conftest.Tiny().world('spatial')
   patch.setattr(zoo, 'load', lambda name, compose=None: world)
-  env = cards.CardsConfig(size=16, grid=2, symbols=4)
   for index in range(2):
-    board = cards.to_episode(cards.script_episode(index, env), env)
-    one = session.Session.open('cards').observe(episode.stack([board], stop=10))
-    one.save(folder / f'{index}.npz')
+    _seen(index).save(folder / f'{index}.npz')
   patch.undo()
   return world, folder
 
@@ -63,6 +70,21 @@ def test_merge_and_fork_write_files(wmpoe, files, tmp_path):
   assert done.code == 0, done.err
   assert memory_file.card(tmp_path / 'there.npz')['lineage'][-1] == 'forked as 3'
   assert 'key' in wmpoe('memory', 'diff', files[0], 'there.npz').out
+
+
+def test_merging_writes_both_histories_anew(wmpoe, tiny, tmp_path, monkeypatch):
+  world = tiny.world('long_term')
+  monkeypatch.setattr(zoo, 'load', lambda name, compose=None: world)
+  files = ['first.npz', 'later.npz']
+  for index, file in enumerate(files):
+    _seen(index).save(tmp_path / file, history=True)
+  done = wmpoe('memory', 'merge', *files)
+  assert done.code == 0, done.err
+  merged = session.Session.load(tmp_path / 'outputs/memory/merge.npz')
+  assert merged.writable and merged.lineage[-2] == 'by rewrite'
+  held = merged.state.memories['long_term'].history
+  assert held.length.tolist() == [20]
+  np.testing.assert_array_equal(held.frames[:, 10:20], world.encode(_board(1)).frames)
 
 
 def test_no_file_is_replaced_unasked(wmpoe, files, tmp_path):
