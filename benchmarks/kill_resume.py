@@ -8,11 +8,18 @@ random moment within a random step a random process gets SIGKILL, the pod has to
 the same command is given again, which has to go on from the last checkpoint. Then parameters,
 average, optimiser, position in the data and every logged loss are compared bit for bit. Both as one
 process and as a pod of two (launch/local_pod.sh). Needs Linux: it finds processes in /proc.
+
+  python tests/fake_object_store.py -- python benchmarks/kill_resume.py --where=gs://wmpoe \
+      --processes 1 --kills=5 --steps=36 --out=benchmarks/results/kill_resume_gs.json
+
+The run that is killed is then in an object store, here one on this machine, the undisturbed one is
+still on disk.
 """
 
 import argparse
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -26,6 +33,7 @@ import tempfile
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -48,24 +56,34 @@ _TINY = [
 _TIMES = ('seconds', 'steps_per_second')
 
 
-def command(workdir: pathlib.Path, *, processes: int, steps: int) -> list[str]:
-  """The command that starts the training, and continues it."""
-  train = [sys.executable, '-m', 'wmpoe', 'train', *_TINY, f'--config.train.steps={steps}',
-           f'--workdir={workdir}']
-  if processes == 1:
-    return train
-  return [str(_ROOT / 'launch' / 'local_pod.sh'), str(processes), '--', *train]
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A training: where it is, the file of its output, processes, steps."""
+
+  workdir: epath.Path
+  log: pathlib.Path
+  processes: int
+  steps: int
+
+  @property
+  def command(self) -> list[str]:
+    """The command that starts the training, and continues it."""
+    train = [sys.executable, '-m', 'wmpoe', 'train', *_TINY, f'--config.train.steps={self.steps}',
+             f'--workdir={self.workdir}']
+    if self.processes == 1:
+      return train
+    return [str(_ROOT / 'launch' / 'local_pod.sh'), str(self.processes), '--', *train]
 
 
 @contextlib.contextmanager
-def started(arguments: list[str], log: pathlib.Path) -> Iterator[subprocess.Popen]:
-  """Runs a command with its output in a file, and ends all of it at the end."""
+def started(run: Run) -> Iterator[subprocess.Popen]:
+  """Runs a training with its output in a file, and ends all of it at the end."""
   environment = {**os.environ, 'PYTHONPATH': str(_ROOT), 'JAX_PLATFORMS': 'cpu',
                  # The time is compilation; every run here is compiled in the same way.
                  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-  with log.open('a') as file:
+  with run.log.open('a') as file:
     running = subprocess.Popen(
-        arguments, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        run.command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     try:
       yield running
     finally:
@@ -87,65 +105,68 @@ def process_of(running: subprocess.Popen, index: int, processes: int) -> int:
   raise RuntimeError(f'local_pod.sh has no process {index} among {children}.')
 
 
-def steps_of(workdir: pathlib.Path) -> int:
+def steps_of(run: Run) -> int:
   """The last step that was logged."""
-  return max((row['step'] for row in metrics_log.read(workdir)), default=0)
+  return max((row['step'] for row in metrics_log.read(run.workdir)), default=0)
 
 
-def checkpoint_of(workdir: pathlib.Path) -> int:
+def checkpoint_of(run: Run) -> int:
   """Step of the last complete checkpoint, 0 if there is none."""
-  folder = workdir / 'checkpoints'
-  names = [path.name for path in folder.iterdir()] if folder.exists() else []
-  return max((int(name) for name in names if name.isdigit()), default=0)
+  folder = whole_file.anywhere(run.workdir) / 'checkpoints'
+  return max(ocp.utils.checkpoint_steps(folder) if folder.exists() else [], default=0)
 
 
-def resumed_from(workdir: pathlib.Path) -> list[int]:
+def resumed_from(run: Run) -> list[int]:
   """The steps from which runs said they continue, in order."""
   return [int(step) for step in re.findall(
-      r'continuing \S+ from step (\d+)', workdir.with_suffix('.log').read_text())]
+      r'continuing \S+ from step (\d+)', run.log.read_text())]
 
 
-def kill_once(
-    arguments: list[str], workdir: pathlib.Path, rng: random.Random, *, processes: int, until: int
-) -> dict[str, Any]:
+def kill_once(run: Run, rng: random.Random, *, until: int) -> dict[str, Any]:
   """Starts the training, kills a process once step `until` is logged, waits for the end."""
-  log = workdir.with_suffix('.log')
-  with started(arguments, log) as running:
-    while steps_of(workdir) < until:
+  with started(run) as running:
+    while steps_of(run) < until:
       if running.poll() is not None:
-        raise RuntimeError(f'The training ended by itself ({running.returncode}); see {log}.')
-      time.sleep(0.005)
-    index = rng.randrange(processes)
+        raise RuntimeError(f'The training ended by itself ({running.returncode}):\n{_end(run)}')
+      time.sleep(0.5 if whole_file.is_remote(run.workdir) else 0.005)
+    index = rng.randrange(run.processes)
     time.sleep(rng.uniform(0.0, 0.3))
-    victim = process_of(running, index, processes)
+    victim = process_of(running, index, run.processes)
     begun = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     code = running.wait(timeout=600)
-    return {'process': index, 'after_step': steps_of(workdir),
-            'checkpoint': checkpoint_of(workdir), 'exit_code': code,
+    return {'process': index, 'after_step': steps_of(run),
+            'checkpoint': checkpoint_of(run), 'exit_code': code,
             'seconds_until_all_ended': round(time.monotonic() - begun, 3)}
 
 
-def finish(arguments: list[str], workdir: pathlib.Path) -> None:
+def finish(run: Run) -> None:
   """Runs the training to its end.
 
   Raises:
     RuntimeError: if it fails.
   """
-  log = workdir.with_suffix('.log')
-  with started(arguments, log) as running:
+  with started(run) as running:
     if running.wait():
-      raise RuntimeError(f'{" ".join(arguments)} failed:\n{log.read_text()[-3000:]}')
+      raise RuntimeError(f'{" ".join(run.command)} failed:\n{_end(run)}')
 
 
-def fingerprint(workdir: pathlib.Path, steps: int) -> dict[str, str]:
+def _end(run: Run) -> str:
+  return run.log.read_text()[-3000:]
+
+
+def fingerprint(run: Run) -> dict[str, str]:
   """Hashes of everything a run leaves: arrays with their names, types and shapes; data; losses."""
-  checkpoint = workdir / 'checkpoints' / str(steps)
+  checkpoint = whole_file.anywhere(run.workdir) / 'checkpoints' / str(run.steps)
   found = {}
-  for item in _ARRAYS:
-    with ocp.StandardCheckpointer() as reader:
-      shapes = reader.metadata(checkpoint / item).item_metadata
-      tree = reader.restore(checkpoint / item, jax.tree.map(_on_one_device, shapes.tree))
+  with ocp.CheckpointManager(
+      checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True),
+      item_handlers={item: ocp.StandardCheckpointHandler() for item in _ARRAYS}) as reader:
+    shapes = reader.item_metadata(run.steps)
+    trees = reader.restore(run.steps, args=ocp.args.Composite(**{
+        item: ocp.args.StandardRestore(jax.tree.map(_on_one_device, shapes[item]))
+        for item in _ARRAYS}))
+  for item, tree in trees.items():
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       array = np.asarray(leaf)
@@ -154,7 +175,8 @@ def fingerprint(workdir: pathlib.Path, steps: int) -> dict[str, str]:
     found[item] = digest.hexdigest()
   # The file beside it names the folder it was written to.
   found['data'] = hashlib.sha256((checkpoint / 'data' / 'metadata').read_bytes()).hexdigest()
-  rows = [{k: v for k, v in row.items() if k not in _TIMES} for row in metrics_log.read(workdir)]
+  rows = [{k: v for k, v in row.items() if k not in _TIMES}
+          for row in metrics_log.read(run.workdir)]
   found['metrics'] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
   return found
 
@@ -164,22 +186,25 @@ def _on_one_device(leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
 
-def study(folder: pathlib.Path, *, processes: int, kills: int, steps: int, seed: int) -> dict:
-  """One undisturbed training and one that is killed, compared."""
+def study(
+    folder: pathlib.Path, where: epath.Path, *, processes: int, kills: int, steps: int, seed: int
+) -> dict[str, Any]:
+  """One undisturbed training, in `folder`, and one that is killed, in `where`, compared."""
   rng = random.Random(seed)
-  calm, disturbed = folder / f'calm_{processes}', folder / f'disturbed_{processes}'
-  finish(command(calm, processes=processes, steps=steps), calm)
-  arguments = command(disturbed, processes=processes, steps=steps)
+  calm, disturbed = (
+      Run(place / f'{name}_{processes}', folder / f'{name}_{processes}.log', processes, steps)
+      for place, name in ((epath.Path(folder), 'calm'), (where, 'disturbed')))
+  finish(calm)
   done: list[dict[str, Any]] = []
   while len(done) < kills:
     # From where it will go on, at most so far that all kills find their place before the end.
     until = steps_of(disturbed) + rng.randint(1, max(1, steps // (kills + 1)))
     if until >= steps:
       break
-    done.append(kill_once(arguments, disturbed, rng, processes=processes, until=until))
+    done.append(kill_once(disturbed, rng, until=until))
     print(f'{processes} process(es), kill {len(done)}: {done[-1]}', flush=True)
-  finish(arguments, disturbed)
-  expected, found = fingerprint(calm, steps), fingerprint(disturbed, steps)
+  finish(disturbed)
+  expected, found = fingerprint(calm), fingerprint(disturbed)
   same = {name: found[name] == expected[name] for name in expected}
   resumed = resumed_from(disturbed)
   if resumed != [kill['checkpoint'] for kill in done if kill['checkpoint']]:
@@ -200,12 +225,14 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--steps', type=int, default=126, help='steps of each training')
   parser.add_argument('--processes', type=int, nargs='+', default=[1, 2], help='sizes of the pod')
   parser.add_argument('--seed', type=int, default=0, help='of steps, moments and processes')
+  parser.add_argument('--where', help='folder of the runs that are killed; else beside the others')
   parser.add_argument('--out', type=pathlib.Path, default=_RESULTS)
   options = parser.parse_args(argv)
   begun = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
-    runs = [study(pathlib.Path(folder), processes=n, kills=options.kills, steps=options.steps,
-                  seed=options.seed) for n in options.processes]
+    runs = [study(pathlib.Path(folder), epath.Path(options.where or folder), processes=n,
+                  kills=options.kills, steps=options.steps, seed=options.seed)
+            for n in options.processes]
   called = ' '.join(['python benchmarks/kill_resume.py', *(sys.argv[1:] if argv is None else argv)])
   out = {
       'meta': results.meta(called, [flag.replace(f'{_ROOT}/', '') for flag in _TINY],
