@@ -10,7 +10,7 @@ average, optimiser, position in the data and every logged loss are compared bit 
 process and as a pod of two (launch/local_pod.sh). Needs Linux: it finds processes in /proc.
 
   python tests/fake_object_store.py -- python benchmarks/kill_resume.py --where=gs://wmpoe \
-      --processes 1 --kills=5 --steps=36 --out=benchmarks/results/kill_resume_gs.json
+      --processes 1 --kills=2 --steps=12 --out=benchmarks/results/kill_resume_gs.json
 
 The run that is killed is then in an object store, here one on this machine, the undisturbed one is
 still on disk.

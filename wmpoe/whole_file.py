@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and whose paths are: this machine's or a store's."""
+"""Files that are there whole or not at all; paths of this machine and of object stores."""
 
 from __future__ import annotations
 
