@@ -7,10 +7,12 @@ A tiny training of Memory Cards runs once undisturbed and once with `--kills` in
 random moment within a random step a random process gets SIGKILL, the pod has to end by itself, and
 the same command is given again, which has to go on from the last checkpoint. Then parameters,
 average, optimiser, position in the data and every logged loss are compared bit for bit. Both as one
-process and as a pod of two (launch/local_pod.sh). Needs Linux: it finds processes in /proc.
+process and as a pod of two (launch/local_pod.sh). With `--signals KILL TERM` every second signal is
+the one that announces a preemption: all processes have to save the step they are at, and say that
+the same command goes on. Needs Linux: it finds processes in /proc.
 
   python tests/fake_object_store.py -- python benchmarks/kill_resume.py --where=gs://wmpoe \
-      --processes 1 --kills=2 --steps=12 --out=benchmarks/results/kill_resume_gs.json
+      --signals KILL TERM --kills=2 --steps=12 --out=benchmarks/results/kill_resume_gs.json
 
 The run that is killed is then in an object store, here one on this machine, the undisturbed one is
 still on disk.
@@ -38,6 +40,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from wmpoe import roll_call
 from wmpoe import whole_file
 from wmpoe.evaluation import results
 from wmpoe.training import metrics_log
@@ -122,8 +125,13 @@ def resumed_from(run: Run) -> list[int]:
       r'continuing \S+ from step (\d+)', run.log.read_text())]
 
 
-def kill_once(run: Run, rng: random.Random, *, until: int) -> dict[str, Any]:
-  """Starts the training, kills a process once step `until` is logged, waits for the end."""
+def interrupt(
+    run: Run, rng: random.Random, *, until: int, sent: signal.Signals) -> dict[str, Any]:
+  """Starts the training, signals a process once step `until` is logged, waits for the end.
+
+  Raises:
+    RuntimeError: if it ended before, or did not save when it was told that it will be preempted.
+  """
   with started(run) as running:
     while steps_of(run) < until:
       if running.poll() is not None:
@@ -133,11 +141,14 @@ def kill_once(run: Run, rng: random.Random, *, until: int) -> dict[str, Any]:
     time.sleep(rng.uniform(0.0, 0.3))
     victim = process_of(running, index, run.processes)
     begun = time.monotonic()
-    os.kill(victim, signal.SIGKILL)
+    os.kill(victim, sent)
     code = running.wait(timeout=600)
-    return {'process': index, 'after_step': steps_of(run),
-            'checkpoint': checkpoint_of(run), 'exit_code': code,
-            'seconds_until_all_ended': round(time.monotonic() - begun, 3)}
+    seconds = round(time.monotonic() - begun, 3)
+  after, saved = steps_of(run), checkpoint_of(run)
+  if sent == signal.SIGTERM and (code, saved) != (roll_call.TRY_AGAIN, after):
+    raise RuntimeError(f'Preempted after step {after}, it saved {saved} and exited with {code}.')
+  return {'signal': sent.name, 'process': index, 'after_step': after, 'checkpoint': saved,
+          'exit_code': code, 'seconds_until_all_ended': seconds}
 
 
 def finish(run: Run) -> None:
@@ -187,9 +198,10 @@ def _on_one_device(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def study(
-    folder: pathlib.Path, where: epath.Path, *, processes: int, kills: int, steps: int, seed: int
+    folder: pathlib.Path, where: epath.Path, *, processes: int, kills: int,
+    signals: list[signal.Signals], steps: int, seed: int,
 ) -> dict[str, Any]:
-  """One undisturbed training, in `folder`, and one that is killed, in `where`, compared."""
+  """One undisturbed training, in `folder`, and one that is interrupted, in `where`, compared."""
   rng = random.Random(seed)
   calm, disturbed = (
       Run(place / f'{name}_{processes}', folder / f'{name}_{processes}.log', processes, steps)
@@ -201,7 +213,8 @@ def study(
     until = steps_of(disturbed) + rng.randint(1, max(1, steps // (kills + 1)))
     if until >= steps:
       break
-    done.append(kill_once(disturbed, rng, until=until))
+    sent = signals[len(done) % len(signals)]
+    done.append(interrupt(disturbed, rng, until=until, sent=sent))
     print(f'{processes} process(es), kill {len(done)}: {done[-1]}', flush=True)
   finish(disturbed)
   expected, found = fingerprint(calm), fingerprint(disturbed)
@@ -221,7 +234,9 @@ def main(argv: list[str] | None = None) -> None:
     SystemExit: with 1 if anything differs.
   """
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--kills', type=int, default=20, help='SIGKILLs of each training')
+  parser.add_argument('--kills', type=int, default=20, help='signals to each training')
+  parser.add_argument('--signals', nargs='+', choices=['KILL', 'TERM'], default=['KILL'],
+                      help='what is sent, by turns')
   parser.add_argument('--steps', type=int, default=126, help='steps of each training')
   parser.add_argument('--processes', type=int, nargs='+', default=[1, 2], help='sizes of the pod')
   parser.add_argument('--seed', type=int, default=0, help='of steps, moments and processes')
@@ -231,7 +246,8 @@ def main(argv: list[str] | None = None) -> None:
   begun = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     runs = [study(pathlib.Path(folder), epath.Path(options.where or folder), processes=n,
-                  kills=options.kills, steps=options.steps, seed=options.seed)
+                  kills=options.kills, signals=[signal.Signals[f'SIG{s}'] for s in options.signals],
+                  steps=options.steps, seed=options.seed)
             for n in options.processes]
   called = ' '.join(['python benchmarks/kill_resume.py', *(sys.argv[1:] if argv is None else argv)])
   out = {
