@@ -1,5 +1,6 @@
 """`python -m wmpoe train` as a pod of two: a signal to one of them, and the same command again."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -31,11 +32,14 @@ def _pod(folder, steps, *flags):
 
 
 def _process(pod, index):
-  """The id of one process of the pod."""
+  """The id of one process of the pod; the script has other children, which come and go."""
   children = pathlib.Path(f'/proc/{pod.pid}/task/{pod.pid}/children').read_text().split()
-  found, = (child for child in children if f'WMPOE_PROCESS_ID={index}'.encode() in pathlib.Path(
-      f'/proc/{child}/environ').read_bytes().split(b'\0'))
-  return int(found)
+  wanted = f'WMPOE_PROCESS_ID={index}'.encode()
+  for child in children:
+    with contextlib.suppress(OSError):
+      if wanted in pathlib.Path(f'/proc/{child}/environ').read_bytes().split(b'\0'):
+        return int(child)
+  raise AssertionError(f'The pod has no process {index} among {children}.')
 
 
 def test_a_signal_to_one_process_stops_all_and_the_same_command_goes_on(tmp_path):
