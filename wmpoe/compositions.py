@@ -12,7 +12,7 @@ from wmpoe.networks import lora
 
 CARDS: dict[str, Any] = {
     'rule': 'shared_base',
-    'weights': {'short_term': 1.5, 'long_term': 1.0, 'spatial': 1.5},
+    'weights': {'short_term': 1.0, 'long_term': 0.5, 'spatial': 1.0},
     # What was remembered is decided where noise is high; below it the base sharpens the picture.
     'levels': {name: {'high': -0.5} for name in ('short_term', 'long_term', 'spatial')},
     'baselines': {'short_term': 'base', 'spatial': 'base'},
@@ -32,6 +32,9 @@ CARDS: dict[str, Any] = {
         'reading': 'low_rank',
     },
 }
+# Alone a memory speaks louder: three at once would push a card that lies open until it is covered.
+CARDS_ALONE = {
+    'short_term': {'short_term': 1.5}, 'long_term': {'long_term': 1.0}, 'spatial': {'spatial': 1.5}}
 
 
 # Memory Maze at CPU scale. A table keyed by place is what is written, and solved for: inner steps

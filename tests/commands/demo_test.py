@@ -30,7 +30,7 @@ def test_shows_a_table_and_writes_results_report_and_film(demo, tmp_path):
   out = results.read(there / 'results.json')
   assert list(out['arms']) == ['base', 'short_term', 'spatial', 'all']
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
-  assert {'recall', 'covered', 'tile_mse_recall', 'psnr', 'write_ms_per_episode',
+  assert {'recall', 'covered', 'tile_mse_recall', 'covered_again', 'psnr', 'write_ms_per_episode',
           'read_ms_per_frame'} <= set(out['arms']['all'])
   assert out['arms']['all']['recall']['n'] == 2
   assert out['meta']['seeds'] == [0]

@@ -127,6 +127,22 @@ def test_tiles_refuse_templates_of_another_size():
     metrics.template_mse(np.zeros((2, 2, 3), np.uint8), _templates(size=4))
 
 
+def test_an_open_card_that_is_covered_again_is_counted_from_the_next_frame_on():
+  templates, cover = _templates(), 3
+  truth = np.full((1, 5, 4, 4), cover)
+  frame, tile = np.array([[1, 2, 4]]), np.array([[6, 9, 0]])  # 6 is row 1, column 2
+  for n, t in enumerate(frame[0]):
+    truth[0, t:, tile[0, n] // 4, tile[0, n] % 4] = n
+  shown = truth.copy()
+  shown[0, [1, 3], 1, 2] = cover  # when it is uncovered, and in one of three frames after that
+  shown[0, 3:, 2, 1] = 0          # another symbol is not the cover
+  score = lambda symbols: metrics.covered_again(
+      _frames(symbols, templates), _frames(truth, templates), frame, tile=tile,
+      cover=templates[cover], grid=4)
+  np.testing.assert_allclose(score(shown), [[1 / 3, 0, 0]])
+  assert not score(truth).any()
+
+
 def test_card_recall_looks_at_the_right_tile_of_the_right_frame():
   templates, cover = _templates(), 3
   rng = np.random.default_rng(0)

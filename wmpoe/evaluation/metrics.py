@@ -19,6 +19,7 @@ KNOWN = {
   'recall': ('Recall', '%', 1),
   'covered': ('Still covered', '%', -1),
   'tile_mse_recall': ('Recall by tile MSE', '%', 1),
+  'covered_again': ('Covered again', '%', -1),
   'psnr': ('PSNR', 'dB', 1),
   'ssim': ('SSIM', '', 1),
   'lpips': ('LPIPS', '', -1),
@@ -315,6 +316,39 @@ def card_recall(
     'tile_mse_recall': valid & (error < TILE_MSE_THRESHOLD),
     'valid': valid,
   }
+
+
+def covered_again(
+  frames: np.ndarray,
+  truth: np.ndarray,
+  frame: np.ndarray,
+  *,
+  tile: np.ndarray,
+  cover: np.ndarray,
+  grid: int,
+) -> np.ndarray:
+  """How often a card that was uncovered, and stays so in truth, is shown covered after that.
+
+  Args:
+    frames: Predicted frames [B T H W 3].
+    truth: The true ones.
+    frame: Integer [B N], frame of each uncovering.
+    tile: Integer [B N], which card.
+    cover: The cover [h w 3].
+    grid: Tiles along one side of the frame.
+
+  Returns:
+    float64 [B N]: share of the frames after the uncovering in which the card's tile is nearer to
+    the cover than to the true tile. 0 where no frame comes after.
+  """
+  (batch, count), time = tile.shape, frames.shape[1]
+  when = np.tile(np.arange(time), (batch, count))
+  where = np.repeat(tile, time, axis=1)
+  seen, true = (unit_pixels(event_tiles(x, when, tile=where, grid=grid)) for x in (frames, truth))
+  error = lambda x: np.square(seen - x).mean(axis=(-3, -2, -1)).reshape(batch, count, time)
+  later = np.arange(time) > frame[..., None]
+  again = later & (error(unit_pixels(cover)) < error(true))
+  return again.sum(axis=-1) / np.maximum(later.sum(axis=-1), 1)
 
 
 def _check_events(

@@ -50,6 +50,7 @@ class Problem:
     new: The second reveal in an order never walked in the history.
     cards: [E N] true symbols.
     templates: The symbols under the cursor, then the cover.
+    cover: The cover without cursor.
     indices: Index of each episode in its split.
     split: The split.
   """
@@ -59,6 +60,7 @@ class Problem:
   new: Future
   cards: np.ndarray
   templates: np.ndarray
+  cover: np.ndarray
   indices: tuple[int, ...]
   split: str
 
@@ -88,14 +90,24 @@ def problem(
       [cards.to_episode(s, config) for s in sims], stop=timing.history)
   return Problem(
       history=history, same=same, new=new, cards=np.stack([s.cards for s in sims]),
-      templates=cards.templates(config, cursor=True), indices=tuple(indices), split=split)
+      templates=cards.templates(config, cursor=True), cover=cards.templates(config)[-1],
+      indices=tuple(indices), split=split)
 
 
-def standard_arms(memories: Sequence[str]) -> dict[str, arms_lib.Arm]:
-  """The arms of the demo and of the recall protocol, for the memories a model has."""
-  arms = {'base': arms_lib.Arm()} | {name: arms_lib.Arm(memories=(name,)) for name in memories}
+def standard_arms(
+    memories: Sequence[str], weights: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, arms_lib.Arm]:
+  """The arms of the demo and of the recall protocol, for the memories a model has.
+
+  Args:
+    memories: Their names.
+    weights: Optional weights by memory, then by memory again, of those that are measured alone.
+  """
+  alone = lambda name, **kwargs: arms_lib.Arm(
+      memories=(name,), weights=(weights or {}).get(name), **kwargs)
+  arms = {'base': arms_lib.Arm()} | {name: alone(name) for name in memories}
   if 'long_term' in memories:
-    arms['long_term_new_order'] = arms_lib.Arm(memories=('long_term',), new_order=True)
+    arms['long_term_new_order'] = alone('long_term', new_order=True)
   if len(memories) > 1:
     arms['all'] = arms_lib.Arm(memories=tuple(memories))
   return arms
@@ -136,13 +148,15 @@ def measure(
   """Imagines one arm from the memories in `state`: 'scores', 'psnr' [E], 'frames', 'read_ms'."""
   future = task.new if arm.new_order else task.same
   memories = {name: state.memories[name] for name in arm.memories}
-  composed = model.compose('base', *arm.memories)
   begun = world_model.WorldState(recent=state.recent, memories=memories)
   frames, seconds = arms_lib.timed(
-      _imagine, composed, begun, future.truth.actions, future.truth.poses, key)
+      _imagine, arm.of(model), begun, future.truth.actions, future.truth.poses, key)
   frames = np.asarray(frames)
   scores = metrics.card_recall(
       frames, future.frame, tile=future.tile, cards=task.cards, templates=task.templates)
+  scores['covered_again'] = metrics.covered_again(
+      frames, future.truth.frames, future.frame, tile=future.tile, cover=task.cover,
+      grid=round(task.cards.shape[1] ** 0.5))
   return {
       'scores': scores, 'psnr': metrics.psnr(frames, future.truth.frames).mean(axis=1),
       'frames': frames, 'read_ms': 1e3 * seconds / (frames.shape[0] * frames.shape[1])}
@@ -181,15 +195,18 @@ def protocol(
     *,
     seeds: Sequence[int],
     progress: arms_lib.Progress,
+    weights: Mapping[str, Mapping[str, float]] | None = None,
     kept: kept_lib.Kept = kept_lib.NOWHERE,
 ) -> tuple[dict[str, Measured], dict[str, Any], dict[str, Any]]:
   """The whole recall protocol: every standard arm and control of the model's memories.
+
+  `weights` as in `standard_arms`.
 
   Returns:
     What was measured, and the summaries of the arms and of the controls.
   """
   memories = tuple(model.memories)
-  arms, controls = standard_arms(memories), arms_lib.standard_controls(memories)
+  arms, controls = standard_arms(memories, weights), arms_lib.standard_controls(memories)
   measured = run(model, task, arms={**arms, **controls}, seeds=seeds, progress=progress, kept=kept)
   window = model.memories['short_term'].model.context if 'short_term' in memories else None
   summary = {name: summarize(m, window=window) for name, m in measured.items()}
@@ -223,7 +240,7 @@ def summarize(measured: Measured, *, window: int | None = None) -> dict[str, dic
   """
   per_episode = lambda x: np.moveaxis(np.asarray(x, np.float64), 0, -1).mean(axis=1)  # [E S]
   out = {}
-  for name in ('recall', 'covered', 'tile_mse_recall'):
+  for name in ('recall', 'covered', 'tile_mse_recall', 'covered_again'):
     out[name] = results.bootstrap(per_episode(measured.scores[name]), seed=0)
   if window is not None:
     hits = np.asarray(measured.scores['recall'], np.float64).mean(axis=0)  # [E N]
