@@ -59,7 +59,7 @@ def test_the_cards_table_of_the_readme():
     assert rows[name] == [
         *(_told(arms[arm][metric], 1, ' %', 100.0) for metric in (
             'recall', 'recall_in_window', 'recall_outside', 'tile_mse_recall')),
-        _told(arms[arm]['psnr'], 1, ' dB')], name
+        _told(arms[arm]['covered_again'], 2, ' %', 100.0), _told(arms[arm]['psnr'], 1, ' dB')], name
 
 
 def test_the_maze_table_of_the_readme():
@@ -101,6 +101,9 @@ def test_cards_are_remembered():
   assert recall('all') >= max(0.99, *(
       recall(each) - 0.005 for each in ('short_term', 'long_term', 'spatial')))
   assert recall('other_episode') <= 1 / 8 + 0.03
+  assert recall('all', 'covered_again') < 0.005
+  assert recall('all', 'psnr') > max(
+      recall(each, 'psnr') for each in ('short_term', 'long_term', 'spatial'))
   steps = _arms('cards/steps.json')
   assert steps['long_term_50']['recall']['mean'] >= 0.79
   assert steps['long_term_100']['write_ms_per_episode']['mean'] <= 1500
