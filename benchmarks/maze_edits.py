@@ -61,7 +61,7 @@ def score(live: session.Session, item: episode.Observation, recent, chosen: dict
   """PSNR by what is composed and by where frames were seen."""
   out, start = {}, 2 * _HALF
   for arm, names in _ARMS.items():
-    model = live.model.compose('base', *names, weights=compositions.MEMORY_MAZE_FEWER.get(arm))
+    model = live.model.compose('base', *names)
     state = dataclasses.replace(
         live.state, recent=recent, memories={n: live.state.memories[n] for n in model.memories})
     asked = dataclasses.replace(live, model=model, state=state, key=jax.random.key(7))

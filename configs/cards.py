@@ -55,7 +55,6 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
       accumulate=1, keep_best=0,
       learn='')  # pattern of the parameters that learn, the others stay as in init_from; all
   config.compose = compositions.CARDS  # how the eval command composes, samples and writes
-  config.protocol = dict(weights=compositions.CARDS_ALONE)  # of memories measured alone
   config.init_from = '' if variant == 'base' else 'cards_base'
 
   if variant == 'short_term':

@@ -84,7 +84,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       ranks=(8, 16, 32, 64, 256, 'full'),  # 'full': all layers finetuned, so:
       full=dict(steps=100, optimizer=dict(name='adam', learning_rate=1e-4, halving_steps=100)),
       first=33, rounds=11, steps_per_round=25,
-      weights=compositions.MEMORY_MAZE_FEWER, odometry='memory_maze_odometry',
+      odometry='memory_maze_odometry',
       # Files of models by themselves; '' for the packaged one, and for none if none is packaged.
       baselines=dict(sliding='', full='', ssm='', forcing='', absolute=''),
       # Vanilla: the whole window. Temporal: that and its newest frames. (begin, end) before now.
@@ -214,9 +214,9 @@ def _paper_scale(config: ml_collections.ConfigDict) -> None:
   config.train.update(
       steps=150_000, batch_size=256, learning_rate=1e-4, warmup_steps=5_000, ema_decay=0.9999,
       log_every=100, checkpoint_every=5_000, seed=0)
-  config.protocol.chunks, config.protocol.weights = 1, {}
+  config.protocol.chunks = 1
   compose = config.compose
-  compose.weights, compose.levels, compose.num_steps = {}, {}, 50
+  compose.weights, compose.fewer, compose.levels, compose.num_steps = {}, {}, {}, 50
   compose.long_term.regression = {}
   compose.long_term.lora.update(rank=64, alpha=64.0, targets=lora.TARGETS)
   writing = compose.long_term.writing

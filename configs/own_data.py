@@ -51,7 +51,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       contexts=(50, 100, 150, 200), ranks=(8, 32, 64, 'full'), rank_histories=(50, 150, 200),
       full=dict(steps=100, optimizer=dict(name='adam', learning_rate=1e-4, halving_steps=100)),
       first=33, rounds=8, steps_per_round=25,
-      weights=compositions.MEMORY_MAZE_FEWER, odometry='')
+      odometry='')
   if variant in ('', 'pixels'):
     return config
   config.variant = variant

@@ -176,6 +176,23 @@ def test_new_numbers_compile_nothing_whatever_type_they_have():
   assert number._cache_size() == 2  # a number, and one for each episode
 
 
+def test_fewer_memories_may_have_weights_of_their_own():
+  world = dataclasses.replace(WORLD, fewer=(
+      (('short_term',), (('short_term', 1.5),)), (('long_term', 'spatial'), (('spatial', 0.25),))))
+  weights = lambda *names, of=world, **given: {
+      n: float(m.weight) for n, m in of.compose(*names, **given).memories.items()}
+  own = {name: float(memory.weight) for name, memory in WORLD.memories.items()}
+  assert weights('base', *own) == own
+  assert weights('base', 'short_term') == {'short_term': 1.5}
+  assert weights('base', 'short_term', weights={'short_term': 3.0}) == {'short_term': 3.0}
+  pair = weights('base', 'spatial', 'long_term')
+  assert pair == {'spatial': 0.25, 'long_term': own['long_term']}, 'in any order'
+  assert weights('base', 'short_term', 'spatial') == {n: own[n] for n in ('short_term', 'spatial')}
+  # Only where memories are left out: a weight that was chosen stays.
+  alone = world.compose('base', 'short_term', weights={'short_term': 3.0})
+  assert weights('base', 'short_term', of=alone) == {'short_term': 3.0}
+
+
 def test_keys_of_the_old_kind_are_named(seen):
   old = jax.random.PRNGKey(0)
   for use in (lambda: WORLD.observe(WORLD.init(2), small.observation(2, 5), old),

@@ -120,6 +120,15 @@ def test_a_world_out_of_descriptions():
   assert not only.memories
 
 
+def test_fewer_memories_have_weights_of_their_own_loaded_or_composed():
+  compose = {**COMPOSE, 'fewer': {'long_term+spatial': {'spatial': 0.5}}}
+  world, experts = zoo.build(_experts(), compose), _experts()
+  assert world.memories['spatial'].weight == 2.0
+  assert world.compose('base', 'spatial', 'long_term').memories['spatial'].weight == 0.5
+  del experts['short_term']
+  assert zoo.build(experts, compose).memories['spatial'].weight == 0.5
+
+
 def test_a_place_field_is_solved_for_where_the_base_is_the_spatial_experts_network():
   world = zoo.load('memory_maze')
   memory, spatial = world.memories['long_term'], world.memories['spatial']
@@ -205,6 +214,9 @@ def test_a_rate_that_halves():
     (lambda: zoo.build(_experts(), {**COMPOSE, 'rule': 'sum'}), "Unknown composition rule 'sum'"),
     (lambda: zoo.build(_experts(), {**COMPOSE, 'baselines': {'spatial': 'null'}}),
      "Unknown baseline 'null'; expected one of own, base"),
+    (lambda: zoo.build(_experts(), {**COMPOSE, 'fewer': {'spatial': {'long_term': 1.0}}}),
+     r"compose.fewer gives 'spatial' the weights \{'long_term': 1.0\}; expected memories"),
+    (lambda: zoo.build(_experts(), {**COMPOSE, 'fewer': {'spatail': {}}}), "gives 'spatail'"),
     (lambda: zoo.build({
         **_experts(), 'spatial': (None, _described('spatial', env__symbols=3))}, COMPOSE),
      "spatial was trained on .*'symbols': 3.*base on .*must share their environment"),

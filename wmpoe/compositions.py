@@ -13,6 +13,9 @@ from wmpoe.networks import lora
 CARDS: dict[str, Any] = {
     'rule': 'shared_base',
     'weights': {'short_term': 1.0, 'long_term': 0.5, 'spatial': 1.0},
+    # Louder, three would push cards that lie open until they are covered.
+    'fewer': {'short_term': {'short_term': 1.5}, 'long_term': {'long_term': 1.0},
+              'spatial': {'spatial': 1.5}},
     # What was remembered is decided where noise is high; below it the base sharpens the picture.
     'levels': {name: {'high': -0.5} for name in ('short_term', 'long_term', 'spatial')},
     'baselines': {'short_term': 'base', 'spatial': 'base'},
@@ -32,9 +35,6 @@ CARDS: dict[str, Any] = {
         'reading': 'low_rank',
     },
 }
-# Alone a memory speaks louder: three at once would push a card that lies open until it is covered.
-CARDS_ALONE = {
-    'short_term': {'short_term': 1.5}, 'long_term': {'long_term': 1.0}, 'spatial': {'spatial': 1.5}}
 
 
 # Memory Maze at CPU scale. A table keyed by place is what is written, and solved for: inner steps
@@ -42,6 +42,9 @@ CARDS_ALONE = {
 MEMORY_MAZE: dict[str, Any] = {
     'rule': 'shared_base',
     'weights': {'short_term': 0.6, 'long_term': 0.1, 'spatial': 1.75},
+    # What several know, each says more quietly.
+    'fewer': {'short_term': {'short_term': 1.5}, 'long_term': {'long_term': 1.0},
+              'short_term+long_term': {'short_term': 1.5, 'long_term': 1.0}},
     # As above; what spatial memory read is sharp enough to be followed to the end.
     'levels': {name: {'high': -1.0} for name in ('short_term', 'long_term')},
     'sampler': {'name': 'ddim', 'eta': 0.0},
@@ -66,14 +69,6 @@ MEMORY_MAZE: dict[str, Any] = {
         'baseline': 'base',
         'reading': 'low_rank',
     },
-}
-# By memories, where one speaks louder than among all: what several know, each says more quietly.
-MEMORY_MAZE_FEWER = {
-    'short_term': {'short_term': 1.5},
-    'long_term': {'long_term': 1.0},
-    'spatial': {'spatial': 1.75},
-    'short_term+long_term': {'short_term': 1.5, 'long_term': 1.0},
-    'long_term+spatial': {'long_term': 0.1, 'spatial': 1.75},
 }
 COMPOSED = {'cards': CARDS, 'memory_maze': MEMORY_MAZE}
 # Where no pose says where a frame was seen, layers are adapted and no table keyed by place.

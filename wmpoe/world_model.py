@@ -57,6 +57,8 @@ class WorldModel:
     corrector: Optional corrector of `diffusion.correctors`, run after each denoising step.
     levels: Optional factors of experts' weights by log-SNR, (name, function) pairs; see
       `composition.Interval`.
+    fewer: Weights by memory of some choices of memories, as pairs all the way down, a choice being
+      a sorted tuple of names: those that `compose` gives where it leaves just them.
     follows: Names of the memories that imagined frames are written into.
     mesh: Optional mesh of `sharding.make_mesh`: the experts run side by side on its 'expert'
       axis, episodes on 'data'; see `experts.sharded`.
@@ -78,6 +80,8 @@ class WorldModel:
   corrector: Any = struct.field(pytree_node=False, default=None, kw_only=True)
   levels: tuple[tuple[str, Any], ...] = struct.field(
       pytree_node=False, default=(), kw_only=True)
+  fewer: tuple[tuple[tuple[str, ...], tuple[tuple[str, float], ...]], ...] = struct.field(
+      pytree_node=False, default=(), kw_only=True)
   follows: tuple[str, ...] = struct.field(
       pytree_node=False, default=('short_term',), kw_only=True)
   mesh: Any = struct.field(pytree_node=False, default=None, kw_only=True)
@@ -96,7 +100,9 @@ class WorldModel:
     Args:
       *names: Any non-empty subset of 'base' and the memories' names; memories are composed in
         this order. Without 'base' the first one's own baseline anchors the composition.
-      weights: Optional new weights by name.
+      weights: Optional new weights by name. Where none is given a memory keeps its own, but for
+        choices of fewer memories that have weights of their own (`fewer`): what several know, each
+        says more quietly than alone.
       rule: Optional other composition rule, or its name.
       levels: Optional factors of the weights by name, functions of the log-SNR.
 
@@ -110,7 +116,9 @@ class WorldModel:
           f'compose got the experts {list(names)}, weights for {list(weights or {})} and levels '
           f'for {list(levels or {})}; expected a non-empty choice of {", ".join(known)}.')
     memories = {name: self.memories[name] for name in names if name != 'base'}
-    for name, weight in (weights or {}).items():
+    usual = dict(self.fewer).get(tuple(sorted(memories)), ()) if (
+        memories.keys() != self.memories.keys()) else ()
+    for name, weight in {**dict(usual), **(weights or {})}.items():
       if name not in memories:
         raise ValueError(f'A weight is given for {name!r}, which is not among {list(names)}.')
       memories[name] = memories[name].replace(weight=_checked_weight(name, weight))

@@ -247,7 +247,8 @@ def build(
     experts: `{name: (params, description)}` with 'base' and any of 'short_term', 'spatial'. A
       spatial expert of a moving camera is a joint network: without its memory it is the base,
       unless one is given.
-    compose: 'rule', 'weights' (by name), 'sampler', 'num_steps', optionally 'levels' (by name, the
+    compose: 'rule', 'weights' (by name), 'sampler', 'num_steps', optionally 'fewer' (other weights
+      where only some memories are composed: by their names joined with '+'), 'levels' (by name, the
       'low' and 'high' log-SNR between which an expert has its weight), 'baselines' (by name: 'base'
       instead of an expert's own), 'short_term', the last 'frames' that a joint network reads where
       no short-term expert is given, 'spatial', the 'frames' it holds, and 'long_term', the base's
@@ -304,7 +305,15 @@ def build(
   for name, baseline in compose.get('baselines', {}).items():
     if name in memories:
       memories[name] = memories[name].replace(baseline=baseline)
-  weights = compose['weights']
+  fewer = {
+      tuple(sorted(joined.split('+'))): tuple(sorted(weights.items()))
+      for joined, weights in compose.get('fewer', {}).items()}
+  for chosen, given in fewer.items():
+    if not {name for name, _ in given} <= set(chosen) <= {*TRAINED[1:], 'long_term'}:
+      raise ValueError(
+          f"compose.fewer gives {'+'.join(chosen)!r} the weights {dict(given)}; expected memories "
+          "joined with '+', and weights of these.")
+  weights = {**compose['weights'], **dict(fewer.get(tuple(sorted(memories)), ()))}
   levels = {
       name: composition.Interval(**interval)
       for name, interval in compose.get('levels', {}).items() if name in memories}
@@ -313,6 +322,7 @@ def build(
       memories={n: m.replace(weight=float(weights.get(n, 1.0))) for n, m in memories.items()},
       rule=composition.rule_by_name(compose['rule']), sampler=recipes.sampler(compose['sampler']),
       num_steps=compose['num_steps'], levels=tuple(sorted(levels.items())),
+      fewer=tuple(sorted(fewer.items())),
       follows=tuple(compose.get('follows', world_model.WorldModel.follows)),
       chunk=description['model']['target'], **dimensions(env))
 
@@ -338,8 +348,8 @@ def load_files(
 
   Args:
     files: `{name: file}` with 'base' and any of 'short_term', 'spatial'; see `build`.
-    compose: Overrides of `compositions.of` their environment ('rule', 'weights', 'sampler',
-      'num_steps', 'long_term', 'follows').
+    compose: Overrides of `compositions.of` their environment ('rule', 'weights', 'fewer',
+      'sampler', 'num_steps', 'long_term', 'follows').
     autoencoder: The file of their latent space, if they work in one.
 
   Raises:

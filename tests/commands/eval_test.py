@@ -29,7 +29,7 @@ def _package(monkeypatch, tiny, *memories):
 
 def test_recall_of_the_experts_in_files(wmpoe, tiny, tmp_path, experts):
   done = _evaluate(
-      wmpoe, tiny, experts, '--split=validation', '--config.protocol.weights.spatial.spatial=0.0')
+      wmpoe, tiny, experts, '--split=validation', '--config.compose.fewer.spatial.spatial=0.0')
   assert done.code == 0, done.err
   out = results.read(tmp_path / 'there' / 'recall.json')
   assert list(out['arms']) == ['base', 'long_term', 'spatial', 'long_term_new_order', 'all']
@@ -38,7 +38,6 @@ def test_recall_of_the_experts_in_files(wmpoe, tiny, tmp_path, experts):
   psnr = {name: arm['psnr']['mean'] for name, arm in out['arms'].items()}
   assert psnr['spatial'] == psnr['base'] != psnr['long_term'], 'alone it has a weight of its own'
   assert psnr['all'] != psnr['long_term'], 'which is not the one it has among others'
-  assert out['meta']['config']['weights_alone']['spatial'] == {'spatial': 0.0}
   assert out['references'] == {'recall': {'chance': 0.25}}
   assert out['meta']['config']['split'] == 'validation'
   assert out['meta']['config']['compose']['long_term']['writing']['steps'] == 2

@@ -166,15 +166,6 @@ def test_arms_are_all_subsets():
   assert list(maze_arms.standard_arms(('spatial',))) == ['base', 'spatial']
 
 
-def test_arms_have_their_own_weights_where_some_are_given():
-  given = {'long_term': {'long_term': 1.0}, 'short_term+long_term': {'short_term': 0.5}}
-  made = maze_arms.standard_arms(('short_term', 'long_term', 'spatial'), given)
-  assert {n: a.weights for n, a in made.items() if a.weights} == given
-  # Whatever the arm is called in which they are all there is.
-  assert maze_arms.standard_arms(('short_term', 'long_term'), given)['all'].weights == {
-      'short_term': 0.5}
-
-
 def test_summaries_are_means_over_the_right_frames(task):
   scores = np.zeros((1, 2, 4))
   scores[0, 0] = [10, 20, 30, 40]

@@ -103,9 +103,8 @@ def _cards(
   task = recall.problem(env, range(flags.episodes), split='test', chunk=model.chunk)
   _announce('Memory Cards', flags.episodes, task.history.frames.shape[1], model)
   progress = common.Progress(recall.stages(model, 1))
-  weights = description.get('protocol', {}).get('weights', compositions.CARDS_ALONE)
   measured, arms, controls = recall.protocol(
-      model, task, seeds=[flags.seed], progress=progress, weights=weights)
+      model, task, seeds=[flags.seed], progress=progress)
   progress.done()
   body = {'arms': arms, 'controls': controls,
           'references': {'recall': {'chance': 1 / env.symbols}}}

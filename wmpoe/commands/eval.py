@@ -183,13 +183,12 @@ def _cards(
   seeds = list(range(flags.seeds))
   kept = _keep(folder, protocol, description, flags, (model, task.history))
   left = len(kept.missing(f'seed {seed}' for seed in seeds))
-  weights = description['protocol']['weights']
   body: dict[str, Any] = {'references': {'recall': {'chance': 1 / env.symbols}}}
   strips = None
   if protocol == 'recall':
     progress = common.Progress(recall.stages(model, left))
     measured, arms, controls = recall.protocol(
-        model, task, seeds=seeds, progress=progress, weights=weights, kept=kept)
+        model, task, seeds=seeds, progress=progress, kept=kept)
     body |= {'arms': arms, 'controls': controls}
     strips = recall.strips(task, measured)
   else:
@@ -201,11 +200,10 @@ def _cards(
     steps = [int(s) for s in flags.steps]
     progress = common.Progress(left * len(steps) + 1)
     summary, drawn = curves.steps(
-        model, task, steps=steps, seeds=seeds, progress=progress, weights=weights, kept=kept)
+        model, task, steps=steps, seeds=seeds, progress=progress, kept=kept)
     body |= {'arms': summary, 'controls': {}, 'curves': drawn}
   progress.done()
-  about = {'split': flags.split, 'episodes': flags.episodes, 'weights_alone': weights}
-  return body, strips, about, kept
+  return body, strips, {'split': flags.split, 'episodes': flags.episodes}, kept
 
 
 def _maze(

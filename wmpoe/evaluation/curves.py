@@ -1,6 +1,6 @@
 """Curves of the long-term memory: recall against inner steps and against seconds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -20,12 +20,9 @@ def steps(
     steps: Sequence[int],
     seeds: Sequence[int],
     progress: arms_lib.Progress,
-    weights: Mapping[str, Mapping[str, float]] | None = None,
     kept: kept_lib.Kept = kept_lib.NOWHERE,
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
   """Recall after each number of inner steps; the state goes on from one to the next.
-
-  `weights` as in `recall.standard_arms`.
 
   Returns:
     `(arms, curves)`: one arm `long_term_STEPS` per number, and the two curves.
@@ -38,7 +35,7 @@ def steps(
   lean = model.compose('base', 'long_term')
   memory = lean.memories['long_term']
   batch = task.history.frames.shape[0]
-  arm = recall.standard_arms(('long_term',), weights)['long_term']
+  arm = arms_lib.Arm(memories=('long_term',))
   counts = (0, *steps)
 
   def one(seed: int) -> kept_lib.Found:

@@ -50,22 +50,13 @@ class Measured:
   memory_bytes: float = 0.0
 
 
-def standard_arms(
-    memories: Sequence[str], weights: Mapping[str, Mapping[str, float]] | None = None
-) -> dict[str, arms_lib.Arm]:
-  """The base and every combination of the memories; that of all of them is called `all`.
-
-  Args:
-    memories: Their names.
-    weights: Optional weights by memories joined with '+', then by memory, where they are not the
-      model's: what several know, each may say more quietly than alone.
-  """
+def standard_arms(memories: Sequence[str]) -> dict[str, arms_lib.Arm]:
+  """The base and every combination of the memories; that of all of them is called `all`."""
   arms = {'base': arms_lib.Arm()}
   for count in range(1, len(memories) + 1):
     for chosen in itertools.combinations(memories, count):
       joined = '+'.join(chosen)
-      arms['all' if count == len(memories) > 1 else joined] = arms_lib.Arm(
-          memories=chosen, weights=(weights or {}).get(joined))
+      arms['all' if count == len(memories) > 1 else joined] = arms_lib.Arm(memories=chosen)
   return arms
 
 

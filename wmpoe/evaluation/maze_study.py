@@ -65,8 +65,8 @@ class Study:
     return tuple(self.model.memories)
 
   def arms(self) -> dict[str, arms_lib.Arm]:
-    """The base and every combination of the memories, at the weights of the setting."""
-    return maze_arms.standard_arms(self.memories, self.setting.get('weights'))
+    """The base and every combination of the memories."""
+    return maze_arms.standard_arms(self.memories)
 
   def chosen(
       self, arms: Mapping[str, arms_lib.Arm], controls: Mapping[str, arms_lib.Arm]

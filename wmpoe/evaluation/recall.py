@@ -94,20 +94,11 @@ def problem(
       indices=tuple(indices), split=split)
 
 
-def standard_arms(
-    memories: Sequence[str], weights: Mapping[str, Mapping[str, float]] | None = None
-) -> dict[str, arms_lib.Arm]:
-  """The arms of the demo and of the recall protocol, for the memories a model has.
-
-  Args:
-    memories: Their names.
-    weights: Optional weights by memory, then by memory again, of those that are measured alone.
-  """
-  alone = lambda name, **kwargs: arms_lib.Arm(
-      memories=(name,), weights=(weights or {}).get(name), **kwargs)
-  arms = {'base': arms_lib.Arm()} | {name: alone(name) for name in memories}
+def standard_arms(memories: Sequence[str]) -> dict[str, arms_lib.Arm]:
+  """The arms of the demo and of the recall protocol, for the memories a model has."""
+  arms = {'base': arms_lib.Arm()} | {name: arms_lib.Arm(memories=(name,)) for name in memories}
   if 'long_term' in memories:
-    arms['long_term_new_order'] = alone('long_term', new_order=True)
+    arms['long_term_new_order'] = arms_lib.Arm(memories=('long_term',), new_order=True)
   if len(memories) > 1:
     arms['all'] = arms_lib.Arm(memories=tuple(memories))
   return arms
@@ -195,18 +186,15 @@ def protocol(
     *,
     seeds: Sequence[int],
     progress: arms_lib.Progress,
-    weights: Mapping[str, Mapping[str, float]] | None = None,
     kept: kept_lib.Kept = kept_lib.NOWHERE,
 ) -> tuple[dict[str, Measured], dict[str, Any], dict[str, Any]]:
   """The whole recall protocol: every standard arm and control of the model's memories.
-
-  `weights` as in `standard_arms`.
 
   Returns:
     What was measured, and the summaries of the arms and of the controls.
   """
   memories = tuple(model.memories)
-  arms, controls = standard_arms(memories, weights), arms_lib.standard_controls(memories)
+  arms, controls = standard_arms(memories), arms_lib.standard_controls(memories)
   measured = run(model, task, arms={**arms, **controls}, seeds=seeds, progress=progress, kept=kept)
   window = model.memories['short_term'].model.context if 'short_term' in memories else None
   summary = {name: summarize(m, window=window) for name, m in measured.items()}
