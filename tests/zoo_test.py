@@ -127,6 +127,10 @@ def test_fewer_memories_have_weights_of_their_own_loaded_or_composed():
   assert world.compose('base', 'spatial', 'long_term').memories['spatial'].weight == 0.5
   del experts['short_term']
   assert zoo.build(experts, compose).memories['spatial'].weight == 0.5
+  packaged = lambda compose: zoo.load('cards', compose=compose).compose('base', 'spatial')
+  assert packaged(None).memories['spatial'].weight == 1.5
+  given = packaged({'weights': {'spatial': 3.0}})
+  assert given.memories['spatial'].weight == 3.0, 'what is asked for is not overruled'
 
 
 def test_a_place_field_is_solved_for_where_the_base_is_the_spatial_experts_network():

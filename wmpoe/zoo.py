@@ -349,7 +349,7 @@ def load_files(
   Args:
     files: `{name: file}` with 'base' and any of 'short_term', 'spatial'; see `build`.
     compose: Overrides of `compositions.of` their environment ('rule', 'weights', 'fewer',
-      'sampler', 'num_steps', 'long_term', 'follows').
+      'sampler', 'num_steps', 'long_term', 'follows'). Weights without 'fewer' hold for every choice.
     autoencoder: The file of their latent space, if they work in one.
 
   Raises:
@@ -370,6 +370,7 @@ def load_files(
           f"'{file}' works in {said(given)}, autoencoder={autoencoder!r} gives {said(encoder)}; "
           'expected the autoencoder it was trained with.')
   env = next((described['env'] for _, described in experts.values()), {'name': ''})
+  compose = {'fewer': {}, **compose} if 'weights' in (compose or {}) else compose
   return build(experts, {**compositions.of(env), **(compose or {})}, latents)
 
 
