@@ -349,7 +349,7 @@ def load_files(
   Args:
     files: `{name: file}` with 'base' and any of 'short_term', 'spatial'; see `build`.
     compose: Overrides of `compositions.of` their environment ('rule', 'weights', 'fewer',
-      'sampler', 'num_steps', 'long_term', 'follows'). Weights without 'fewer' hold for every choice.
+      'sampler', 'num_steps', 'long_term', 'follows'). Weights without 'fewer' hold for all choices.
     autoencoder: The file of their latent space, if they work in one.
 
   Raises:
