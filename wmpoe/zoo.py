@@ -370,8 +370,10 @@ def load_files(
           f"'{file}' works in {said(given)}, autoencoder={autoencoder!r} gives {said(encoder)}; "
           'expected the autoencoder it was trained with.')
   env = next((described['env'] for _, described in experts.values()), {'name': ''})
-  compose = {'fewer': {}, **compose} if 'weights' in (compose or {}) else compose
-  return build(experts, {**compositions.of(env), **(compose or {})}, latents)
+  given = dict(compose or {})
+  if 'weights' in given:
+    given.setdefault('fewer', {})
+  return build(experts, {**compositions.of(env), **given}, latents)
 
 
 def load(name: str = 'cards', *, compose: Description | None = None) -> world_model.WorldModel:

@@ -198,8 +198,8 @@ def test_rank_writes_less_into_less(study):
   size = lambda name: out['arms'][name]['memory_bytes']['mean']
   assert size('rank_2_history_8') == pytest.approx(2 * size('rank_1_history_8'))
   # Alone, as in every other protocol, it has the weight of a memory alone.
-  silent = dataclasses.replace(
-      study, setting={**SETTING, 'weights': {'long_term': {'long_term': 0.0}}})
+  silent = dataclasses.replace(study, model=dataclasses.replace(
+      study.model, fewer=((('long_term',), (('long_term', 0.0),)),)))
   found = run('rank', silent)['arms']
   assert found['rank_2_history_8']['psnr']['mean'] == pytest.approx(found['base']['psnr']['mean'])
   assert psnr(out, 'rank_2_history_8') != psnr(out, 'base')

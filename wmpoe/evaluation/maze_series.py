@@ -68,32 +68,32 @@ def rank(study: maze_study.Study) -> maze_study.Outcome:
   """
   if study.only:
     raise ValueError('The protocol rank has no --arms to choose from: set protocol.ranks.')
-  memory = study.model.memories.get('long_term')
-  if memory is None:
+  if 'long_term' not in study.memories:
     raise ValueError('The protocol rank needs a long-term memory; this model has none.')
+  lean = study.model.compose('base', 'long_term')
+  memory = lean.memories['long_term']
   # All are made before any is measured.
   ranked = {value: _of_rank(memory, value, study.setting['full']) for value in
             study.setting['ranks']}
   lengths = sorted(study.setting['rank_histories'])
   last = max(lengths)
-  alone = study.arms()['long_term']
-  kinds = {name: dataclasses.replace(arm, weights=alone.weights)
-           for name, arm in arms_lib.standard_controls(['long_term']).items()}
+  kinds = arms_lib.standard_controls(['long_term'])
   # Without memory the frames are the same, whatever was written before them.
   task = study.problem(last, [last])
   measured = maze_study.run(
-      study, dataclasses.replace(study.model, memories={}), task, {'base': arms_lib.Arm()},
+      study, study.model.compose('base'), task, {'base': arms_lib.Arm()},
       copies=True)
   base, shown = measured['base'], {name: one.frames for name, one in measured.items()}
   summaries, controls = maze_study.summaries(measured, task, split=False), []
   series: dict[str, list] = {}
   for value, one in ranked.items():
-    model = dataclasses.replace(study.model, memories={'long_term': one})
+    model = dataclasses.replace(lean, memories={'long_term': one})
     for length in lengths:
       name = f'rank_{value}_history_{length}'
       task = study.problem(length, [length], first=last - length)
       measured = {'base': base, **maze_study.run(
-          study, model, task, {'long_term': alone} | (kinds if length == last else {}),
+          study, model, task,
+          maze_arms.standard_arms(['long_term']) | (kinds if length == last else {}),
           label=f'rank {value}, history {length}, ')}
       summary = maze_study.summaries(measured, task, split=False)
       summaries[name] = summary['long_term']
