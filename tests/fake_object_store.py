@@ -76,7 +76,9 @@ def main(argv: list[str]) -> int:
   with server.create_server('127.0.0.1', _PORT, True, _BUCKET):
     return subprocess.run(argv[1:], check=False, env={
         **os.environ, 'STORAGE_EMULATOR_HOST': address, 'TENSORSTORE_GCS_HTTP_URL': address,
-        'GOOGLE_CLOUD_PROJECT': _BUCKET, 'NO_GCE_CHECK': 'true'}).returncode
+        'GOOGLE_CLOUD_PROJECT': _BUCKET, 'NO_GCE_CHECK': 'true',
+        # Which asks Google what kind of bucket it is, and waits for the answer, again and again.
+        'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'}).returncode
 
 
 if __name__ == '__main__':

@@ -19,6 +19,7 @@ import optax
 import pytest
 
 import wmpoe
+from wmpoe import multihost
 from wmpoe import sharding
 from wmpoe.training import checkpoints
 from wmpoe.training import locks
@@ -296,6 +297,17 @@ def test_another_configuration_is_refused_with_the_keys(tmp_path):
   noted = {**RUN, 'note': 'b'}
   result = run(tmp_path, config=longer, task=Pull(), run_config=noted, may_differ=('note',))
   assert result.step == 4
+
+
+def test_a_pod_waits_until_the_folder_is_its_own(tmp_path, monkeypatch):
+  order = []
+  for where, name in ((locks, 'lock'), (multihost, 'barrier'), (multihost, 'told')):
+    def noted(*args, call=getattr(where, name), name=name):
+      order.append(name)
+      return call(*args)
+    monkeypatch.setattr(where, name, noted)
+  run(tmp_path / 'run', config=dataclasses.replace(CONFIG, steps=1), task=Pull())
+  assert order[:3] == ['lock', 'barrier', 'told'], 'collectives do not wait as long as a lock may'
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path):

@@ -130,6 +130,9 @@ def train(
       workdir_lib.prepare(folder)
       stack.enter_context(locks.lock(folder, multihost.end_at_once))
       workdir_lib.check_config(folder, described, may_differ=free)
+    # A folder in gs:// that a killed job left is ours after two minutes. Others that went on to
+    # their first collective would wait for half a minute, where devices are CPUs, and then fail.
+    multihost.barrier('workdir')
     run = _Run(task, data, folder, mesh, config=config, described=described, eval_fn=eval_fn)
     try:
       reason = run.loop(signals)
