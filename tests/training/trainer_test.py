@@ -301,11 +301,9 @@ def test_another_configuration_is_refused_with_the_keys(tmp_path):
 
 def test_a_pod_waits_until_the_folder_is_its_own(tmp_path, monkeypatch):
   order = []
+  noting = lambda name, call: lambda *args: (order.append(name), call(*args))[1]
   for where, name in ((locks, 'lock'), (multihost, 'barrier'), (multihost, 'told')):
-    def noted(*args, call=getattr(where, name), name=name):
-      order.append(name)
-      return call(*args)
-    monkeypatch.setattr(where, name, noted)
+    monkeypatch.setattr(where, name, noting(name, getattr(where, name)))
   run(tmp_path / 'run', config=dataclasses.replace(CONFIG, steps=1), task=Pull())
   assert order[:3] == ['lock', 'barrier', 'told'], 'collectives do not wait as long as a lock may'
 
