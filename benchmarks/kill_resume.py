@@ -12,7 +12,8 @@ the one that announces a preemption: all processes have to save the step they ar
 the same command goes on. Needs Linux: it finds processes in /proc.
 
   python tests/fake_object_store.py -- python benchmarks/kill_resume.py --where=gs://wmpoe \
-      --signals KILL TERM --kills=2 --steps=12 --out=benchmarks/results/kill_resume_gs.json
+      --processes 2 --signals KILL TERM --kills=2 --steps=36 \
+      --out=benchmarks/results/kill_resume_gs_pod.json
 
 The run that is killed is then in an object store, here one on this machine, the undisturbed one is
 still on disk.
