@@ -134,12 +134,12 @@ def test_an_open_card_that_is_covered_again_is_counted_from_the_next_frame_on():
   for n, t in enumerate(frame[0]):
     truth[0, t:, tile[0, n] // 4, tile[0, n] % 4] = n
   shown = truth.copy()
-  shown[0, [1, 3], 1, 2] = cover  # when it is uncovered, and in one of three frames after that
+  shown[0, [1, 3, 4], 1, 2] = cover  # when it is uncovered, and in two of three frames after that
   shown[0, 3:, 2, 1] = 0          # another symbol is not the cover
   score = lambda symbols: metrics.covered_again(
       _frames(symbols, templates), _frames(truth, templates), frame, tile=tile,
       cover=templates[cover], grid=4)
-  np.testing.assert_allclose(score(shown), [[1 / 3, 0, 0]])
+  np.testing.assert_allclose(score(shown), [[2 / 3, 0, 0]])
   assert not score(truth).any()
 
 
