@@ -64,6 +64,11 @@ class Problem:
   indices: tuple[int, ...]
   split: str
 
+  @property
+  def grid(self) -> int:
+    """Cards along one side of the board."""
+    return round(self.cards.shape[1] ** 0.5)
+
 
 def problem(
     config: cards.CardsConfig, indices: Sequence[int], *, split: str, chunk: int
@@ -146,8 +151,7 @@ def measure(
   scores = metrics.card_recall(
       frames, future.frame, tile=future.tile, cards=task.cards, templates=task.templates)
   scores['covered_again'] = metrics.covered_again(
-      frames, future.truth.frames, future.frame, tile=future.tile, cover=task.cover,
-      grid=round(task.cards.shape[1] ** 0.5))
+      frames, future.truth.frames, future.frame, tile=future.tile, cover=task.cover, grid=task.grid)
   return {
       'scores': scores, 'psnr': metrics.psnr(frames, future.truth.frames).mean(axis=1),
       'frames': frames, 'read_ms': 1e3 * seconds / (frames.shape[0] * frames.shape[1])}
@@ -249,11 +253,10 @@ def film_of(task: Problem, measured: Mapping[str, Measured], index: int) -> film
   """Truth, base and composed side by side for one episode, right and wrong cards marked."""
   best = 'all' if 'all' in measured else next(k for k in reversed(list(measured)) if k != 'base')
   rows = {'base': measured['base'], best: measured[best]}
-  grid = round(task.cards.shape[1] ** 0.5)
   marks = [
       mark for label, m in rows.items() for mark in film.tile_marks(
           label, task.same.frame[index], tile=task.same.tile[index],
-          right=m.scores['recall'][0, index], grid=grid, size=m.frames.shape[2])]
+          right=m.scores['recall'][0, index], grid=task.grid, size=m.frames.shape[2])]
   pictures = {'truth': np.asarray(task.same.truth.frames[index])}
   pictures |= {label: m.frames[index] for label, m in rows.items()}
   return film.Strip(
