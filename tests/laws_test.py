@@ -31,15 +31,15 @@ _imagine = jax.jit(WORLD.imagine)
 
 @pytest.fixture(scope='module')
 def written():
-  return _observe(WORLD.init(2), small.observation(2, 5), KEYS)
+  return _observe(small.init(WORLD, 2), small.observation(2, 5), KEYS)
 
 
 @pytest.fixture(scope='module')
 def dreamt_by_base(written):
   """What the base alone dreams, with no context and after the observed frames."""
   imagine = jax.jit(BASE.imagine)
-  after = BASE.init(2).replace(recent=written.recent)
-  return imagine(BASE.init(2), *CONDITIONS, KEYS)[1], imagine(after, *CONDITIONS, KEYS)[1]
+  after = small.init(BASE, 2).replace(recent=written.recent)
+  return imagine(small.init(BASE, 2), *CONDITIONS, KEYS)[1], imagine(after, *CONDITIONS, KEYS)[1]
 
 
 @functools.partial(jax.jit, static_argnames='rule')
@@ -56,7 +56,7 @@ def bound():
   @jax.jit
   def run(query):
     state = experts.short_term.write(
-        experts.short_term.init(2), small.observation(2, 4), jax.random.key(0))
+        small.init(experts.short_term, 2), small.observation(2, 4), jax.random.key(0))
     contrast = experts.short_term.read(state, query)
     return experts.base.read(query), contrast.positive, contrast.negative
 
@@ -70,7 +70,7 @@ def test_law_1_an_empty_memory_is_the_base_bit_for_bit_through_compose(name):
 
   def both(query):
     base = WORLD.base.read(query)
-    contrast = memory.read(memory.init(2), dataclasses.replace(query, base=base))
+    contrast = memory.read(small.init(memory, 2), dataclasses.replace(query, base=base))
     return composition.compose(base, [contrast])(x, logsnr)
 
   alone = jax.jit(lambda query: WORLD.base.read(query)(x, logsnr))
@@ -82,8 +82,8 @@ def test_law_1_through_imagine_from_the_start_and_with_a_context(written, dreamt
   world = dataclasses.replace(WORLD, follows=())
   imagine = jax.jit(world.imagine)
   nothing, context = dreamt_by_base
-  small.same(imagine(world.init(2), *CONDITIONS, KEYS)[1], nothing)
-  after = world.init(2).replace(recent=written.recent)
+  small.same(imagine(small.init(world, 2), *CONDITIONS, KEYS)[1], nothing)
+  after = small.init(world, 2).replace(recent=written.recent)
   small.same(imagine(after, *CONDITIONS, KEYS)[1], context)
   assert np.any(nothing != context)
   remembered = written.replace(recent=written.recent)
@@ -162,8 +162,8 @@ def test_law_5_null_changes_only_context_frames_in_every_chunk_and_row():
 
 
 def test_law_6_reset_gives_init(written, dreamt_by_base):
-  fresh = WORLD.init(2)
-  small.same(WORLD.init(2), fresh)
+  fresh = small.init(WORLD, 2)
+  small.same(small.init(WORLD, 2), fresh)
   assert jax.tree.structure(fresh) == jax.tree.structure(written)
   # A reset episode beside one that goes on: rows are all there is to an episode.
   mixed = jax.tree.map(
@@ -179,7 +179,7 @@ def test_law_7_a_batch_is_its_episodes_one_at_a_time(written):
   observe = jax.jit(WORLD.observe)
   for row in range(2):
     one = observe(
-        WORLD.init(1), jax.tree.map(lambda x, r=row: x[r:r + 1], small.observation(2, 5)),
+        small.init(WORLD, 1), jax.tree.map(lambda x, r=row: x[r:r + 1], small.observation(2, 5)),
         KEYS[row:row + 1])
     small.close(one, jax.tree.map(lambda x, r=row: x[r:r + 1], written), atol=2e-4)
   lora = written.memories['long_term'].lora['block_0']['query']['b']
@@ -202,11 +202,11 @@ def test_law_8_no_retrace(written):
     traces.append(1)
     return world.imagine(world.observe(state, seen, keys), actions, poses, keys)
 
-  state, _ = episode(world, world.init(2), small.observation(2, 2), *CONDITIONS, KEYS)
+  state, _ = episode(world, small.init(world, 2), small.observation(2, 2), *CONDITIONS, KEYS)
   per_chunk = len(rule_calls)
   # Growing memories, another episode, other keys, other weights, other parameters.
   state, _ = episode(world, state, small.observation(2, 2, seed=1), *CONDITIONS, KEYS)
-  episode(world, world.init(2), small.observation(2, 2, seed=2), *CONDITIONS, KEYS[::-1])
+  episode(world, small.init(world, 2), small.observation(2, 2, seed=2), *CONDITIONS, KEYS[::-1])
   episode(world.compose('base', 'short_term', 'spatial', weights={'spatial': 0.3}),
           state, small.observation(2, 2), *CONDITIONS, KEYS)
   other = jax.tree.map(lambda x: x * 0.9, world.base)

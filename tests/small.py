@@ -2,6 +2,9 @@
 
 Parameters are random everywhere. At its initialisation a DiT is zero at the output and in every
 gate, and would let most tests pass whatever it computes.
+
+Arrays are made by numpy and what must be computed is jitted: each operation outside of jit is a
+program to be compiled.
 """
 
 import functools
@@ -54,7 +57,8 @@ def random_tree(shapes, seed=0):
   rng = np.random.default_rng(seed)
   return jax.tree.map(
       lambda s: jnp.asarray(rng.normal(
-          size=s.shape, scale=s.shape[0]**-0.5 if len(s.shape) > 1 else 0.1), jnp.float32), shapes)
+          size=s.shape, scale=s.shape[0]**-0.5 if len(s.shape) > 1 else 0.1).astype(np.float32)),
+      shapes)
 
 
 @functools.cache
@@ -72,7 +76,8 @@ def conditions(batch, frames, seed=0):
   rng = np.random.default_rng((seed, 1))
   actions = np.eye(DIMS['action_dim'], dtype=np.float32)[
       rng.integers(DIMS['action_dim'], size=(batch, frames))]
-  return jnp.asarray(actions), jnp.asarray(rng.integers(2, size=(batch, frames, 2)), jnp.float32)
+  poses = rng.integers(2, size=(batch, frames, 2)).astype(np.float32)
+  return jnp.asarray(actions), jnp.asarray(poses)
 
 
 def observation(batch, frames, seed=0):
@@ -87,14 +92,14 @@ def clip(batch, frames, seed=0):
   seen = observation(batch, frames, seed)
   return objective.Clip(
       frames=seen.frames, actions=seen.actions, poses=seen.poses,
-      valid=jnp.ones((batch, frames), bool))
+      valid=jnp.asarray(np.ones((batch, frames), bool)))
 
 
 def noisy(batch, frames, seed=0):
   """`(x_t [B T H W C], logsnr [B T])`, every frame at a level of its own."""
   rng = np.random.default_rng((seed, 2))
-  return (jnp.asarray(rng.normal(size=(batch, frames, *FRAME)), jnp.float32),
-          jnp.asarray(rng.uniform(-4, 4, size=(batch, frames)), jnp.float32))
+  return (jnp.asarray(rng.normal(size=(batch, frames, *FRAME)).astype(np.float32)),
+          jnp.asarray(rng.uniform(-4, 4, size=(batch, frames)).astype(np.float32)))
 
 
 def spatial_model(*, context=2, **changes):
@@ -131,10 +136,20 @@ def world(**changes):
   return world_model.WorldModel(**{**options, **DIMS, **changes})
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def init(memory, batch):
+  """`memory.init(batch)` of a memory or a world, as one program."""
+  return memory.init(batch)
+
+
+@jax.jit
+def _full(seen):
+  return expert.empty_window(*seen.frames.shape[:2], FRAME, *DIMS.values()).push(seen)
+
+
 def window(batch, length, seed=0):
   """A full window of recent frames."""
-  return expert.empty_window(batch, length, FRAME, *DIMS.values()).push(
-      observation(batch, length, seed))
+  return _full(observation(batch, length, seed))
 
 
 def query(batch, frames=2, *, context=2, seed=0, recent=None):

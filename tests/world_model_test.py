@@ -25,7 +25,7 @@ _imagine = jax.jit(WORLD.imagine)
 @pytest.fixture(scope='module')
 def seen():
   """Two episodes of which five frames were observed."""
-  return _observe(WORLD.init(2), small.observation(2, 5), KEYS)
+  return _observe(small.init(WORLD, 2), small.observation(2, 5), KEYS)
 
 
 @pytest.fixture(scope='module')
@@ -90,8 +90,8 @@ def test_what_the_dream_depends_on(seen, dreamt):
   actions, poses = small.conditions(2, 4, seed=7)
   other = {
       'late actions': (seen, actions.at[1, 3].set(1 - actions[1, 3]), poses, KEYS),
-      'memory': (_observe(WORLD.init(2), small.observation(2, 5, seed=3), KEYS), actions, poses,
-                 KEYS),
+      'memory': (_observe(small.init(WORLD, 2), small.observation(2, 5, seed=3), KEYS), actions,
+                 poses, KEYS),
       'key': (seen, actions, poses, KEYS[::-1]),
   }
   for name, arguments in other.items():
@@ -195,7 +195,7 @@ def test_fewer_memories_may_have_weights_of_their_own():
 
 def test_keys_of_the_old_kind_are_named(seen):
   old = jax.random.PRNGKey(0)
-  for use in (lambda: WORLD.observe(WORLD.init(2), small.observation(2, 5), old),
+  for use in (lambda: WORLD.observe(small.init(WORLD, 2), small.observation(2, 5), old),
               lambda: WORLD.imagine(seen, *small.conditions(2, 2), old)):
     with pytest.raises(ValueError, match=r'array of uint32.* expected one of jax.random.key'):
       use()
@@ -213,7 +213,7 @@ def shallow():
 @pytest.mark.parametrize('names', SUBSETS, ids='+'.join)
 def test_every_subset_imagines(names, shallow):
   world = shallow.compose(*names)
-  state = jax.eval_shape(lambda: world.init(2))
+  state = jax.eval_shape(lambda: small.init(world, 2))
   after, frames = jax.eval_shape(world.imagine, state, *small.conditions(2, 4), KEYS)
   assert frames.shape == (2, 4, *small.FRAME)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
@@ -239,7 +239,7 @@ def test_a_pyramid_and_a_full_attention_base_imagine():
   full = small.model(kind='full')
   base = dataclasses.replace(WORLD.base, model=full)
   world = small.world(base=base, memories={}, grid='pyramid')
-  state = world.init(1)
+  state = small.init(world, 1)
   state, frames = jax.jit(world.imagine)(state, *small.conditions(1, 2), jax.random.key(0))
   assert frames.shape == (1, 2, *small.FRAME)
   small.same(state.recent.frames, frames)
@@ -275,12 +275,12 @@ def test_compositions_that_cannot_be(arguments, options, message):
 ])
 def test_observations_that_do_not_fit(make, message):
   with pytest.raises(ValueError, match=message):
-    WORLD.observe(WORLD.init(2), make(small.observation(2, 3)), KEYS)
+    WORLD.observe(small.init(WORLD, 2), make(small.observation(2, 3)), KEYS)
 
 
 def test_more_frames_than_the_history_holds():
   with pytest.raises(ValueError, match='Cannot write 9 frames at once.*capacity 8'):
-    WORLD.observe(WORLD.init(2), small.observation(2, 9), KEYS)
+    WORLD.observe(small.init(WORLD, 2), small.observation(2, 9), KEYS)
 
 
 @pytest.mark.parametrize(('frames', 'dims', 'message'), [
@@ -291,12 +291,12 @@ def test_more_frames_than_the_history_holds():
 ])
 def test_dreams_that_do_not_fit(frames, dims, message):
   with pytest.raises(ValueError, match=message):
-    WORLD.imagine(WORLD.init(2), *(jnp.zeros((2, frames, d)) for d in dims), KEYS)
+    WORLD.imagine(small.init(WORLD, 2), *(jnp.zeros((2, frames, d)) for d in dims), KEYS)
 
 
 def test_dreams_need_a_pose_for_every_action():
   with pytest.raises(ValueError, match=r'actions \(2, 2, 3\) and poses \(2, 4, 2\); expected as m'):
-    WORLD.imagine(WORLD.init(2), jnp.zeros((2, 2, 3)), jnp.zeros((2, 4, 2)), KEYS)
+    WORLD.imagine(small.init(WORLD, 2), jnp.zeros((2, 2, 3)), jnp.zeros((2, 4, 2)), KEYS)
 
 
 def test_a_memory_with_a_context_longer_than_what_is_kept():
@@ -321,7 +321,7 @@ def test_levels_switch_an_expert_by_log_snr(seen, parts):
 
 def test_reset_starts_only_the_episodes_that_are_done(seen):
   state = WORLD.reset(seen, np.array([True, False]))
-  fresh = WORLD.init(2)
+  fresh = small.init(WORLD, 2)
   first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
   second = lambda tree: jax.tree.map(lambda leaf: leaf[1], tree)
   small.same(first(state), first(fresh))

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ def observation(batch, length, seed=0):
       poses=rng.uniform(0, 2, (batch, length, 3)).astype(np.float32))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def query(batch, length, params):
   seen, asked = observation(batch, 1, 1), observation(batch, length, 2)
   window = expert.empty_window(batch, 1, (4, 4, 2), 2, 3, jnp.float32).push(seen)
@@ -149,13 +151,14 @@ def test_sizes_that_do_not_fit_are_refused():
 def test_merged_rings_hold_the_newest_of_both_once():
   """Frames are told apart by their x: 0, 1, ... in the first, 10, 11, ... in the second."""
   memory = key_frames.Posed(params=None, model=MODEL, capacity=4)
-  blank = memory.init(1)
+  blank, write, merged = memory.init(1), jax.jit(memory.write), jax.jit(
+      lambda first, second: memory.merge(first, second, 'any'))
 
   def ring(*numbers):
-    x = jnp.asarray(numbers, jnp.float32)
-    poses = jnp.stack([x, 0 * x, 0 * x], axis=-1)[None]
-    frames = jnp.broadcast_to(x[:, None, None, None], (len(numbers), *blank.frames.shape[2:]))[None]
-    return memory.write(blank, episode.Observation(frames=frames, actions=None, poses=poses), None)
+    x = np.asarray(numbers, np.float32)
+    poses = np.stack([x, 0 * x, 0 * x], axis=-1)[None]
+    frames = np.broadcast_to(x[:, None, None, None], (len(numbers), *blank.frames.shape[2:]))[None]
+    return write(blank, episode.Observation(frames=frames, actions=None, poses=poses), None)
 
   def held(state):
     count = int(state.count[0])
@@ -163,14 +166,13 @@ def test_merged_rings_hold_the_newest_of_both_once():
     np.testing.assert_array_equal(np.asarray(state.frames[0, :count, 0, 0, 0]), numbers)
     return numbers.tolist()
 
-  merge = lambda first, second: held(memory.merge(first, second, 'any'))
+  merge = lambda first, second: held(merged(first, second))
   assert merge(ring(0), ring(10, 11)) == [0, 10, 11]
   assert merge(ring(0, 1, 2, 3, 4, 5), ring(10, 11)) == [4, 5, 10, 11]  # the first is a full ring
   assert merge(ring(0, 1), ring(10, 11, 12, 13, 14)) == [11, 12, 13, 14]
   assert merge(ring(0, 1, 2), ring(1, 2)) == [0, 1, 2]  # what both hold is kept once
   assert merge(blank, ring(10)) == [10] and merge(ring(0), blank) == [0]
-  full = memory.merge(ring(0, 1, 2), ring(10, 11), 'any')
-  after = memory.write(full, episode.Observation(
-      frames=jnp.full((1, 1, *blank.frames.shape[2:]), 20.0), actions=None,
-      poses=jnp.asarray([[[20.0, 0, 0]]])), None)
+  after = write(merged(ring(0, 1, 2), ring(10, 11)), episode.Observation(
+      frames=np.full((1, 1, *blank.frames.shape[2:]), 20, np.float32), actions=None,
+      poses=np.asarray([[[20, 0, 0]]], np.float32)), None)
   assert sorted(held(after.replace(count=jnp.array([4])))) == [2, 10, 11, 20]  # the oldest goes

@@ -24,17 +24,17 @@ _fit = jax.jit(MEMORY.fit, static_argnames='steps')
 @pytest.fixture(scope='module')
 def written():
   """The same two episodes, written in four steps at once."""
-  state = _append(MEMORY.init(2), small.observation(2, 5))
+  state = _append(small.init(MEMORY, 2), small.observation(2, 5))
   return _fit(state, KEYS, steps=4)
 
 
 def test_every_leaf_has_an_episode_axis():
-  for leaf in jax.tree.leaves(MEMORY.init(3)):
+  for leaf in jax.tree.leaves(small.init(MEMORY, 3)):
     assert leaf.shape[0] == 3
 
 
 def test_fit_in_pieces_is_fit_at_once(written):
-  state = _append(MEMORY.init(2), small.observation(2, 5))
+  state = _append(small.init(MEMORY, 2), small.observation(2, 5))
   for _ in range(2):
     state = _fit(state, KEYS, steps=2)
   small.close(state.lora, written.lora, atol=1e-6)
@@ -43,13 +43,13 @@ def test_fit_in_pieces_is_fit_at_once(written):
 
 
 def test_write_is_append_and_fit(written):
-  once = jax.jit(MEMORY.write)(MEMORY.init(2), small.observation(2, 5), KEYS)
-  again = _fit(_append(MEMORY.init(2), small.observation(2, 5)), KEYS, steps=2)
+  once = jax.jit(MEMORY.write)(small.init(MEMORY, 2), small.observation(2, 5), KEYS)
+  again = _fit(_append(small.init(MEMORY, 2), small.observation(2, 5)), KEYS, steps=2)
   small.close(once, again, atol=1e-6)
   small.differ(once.lora['block_0']['query']['b'], written.lora['block_0']['query']['b'])
   # One key stands for one per episode.
   single = jax.random.key(3)
-  small.same(jax.jit(MEMORY.write)(MEMORY.init(2), small.observation(2, 5), single), once)
+  small.same(jax.jit(MEMORY.write)(small.init(MEMORY, 2), small.observation(2, 5), single), once)
 
 
 def test_each_episode_has_its_own_weights(written):
@@ -60,14 +60,14 @@ def test_each_episode_has_its_own_weights(written):
 
 
 def test_the_oldest_frames_are_forgotten():
-  state = MEMORY.init(1)
+  state = small.init(MEMORY, 1)
   whole = small.observation(1, 12)
   for at in (0, 4, 8):
     state = _append(state, jax.tree.map(lambda x, a=at: x[:, a:a + 4], whole))
   assert int(state.history.length[0]) == small.WRITING.capacity == 8
   small.same(state.history.frames, whole.frames[:, 4:])
   with pytest.raises(ValueError, match='Cannot write 9 frames at once.*capacity 8'):
-    MEMORY.write(MEMORY.init(1), small.observation(1, 9), KEYS[:1])
+    MEMORY.write(small.init(MEMORY, 1), small.observation(1, 9), KEYS[:1])
 
 
 def _read(memory, state, query):
@@ -91,7 +91,7 @@ def test_both_readings_agree_and_differ_from_the_base(written):
 
 
 def test_before_anything_is_written_it_is_the_base():
-  positive, negative, empty = _read(MEMORY, MEMORY.init(2), small.query(2))
+  positive, negative, empty = _read(MEMORY, small.init(MEMORY, 2), small.query(2))
   small.close(positive, negative, atol=1e-5)
   np.testing.assert_array_equal(empty, [True, True])
 
@@ -114,7 +114,7 @@ def test_writing_lowers_the_loss_of_what_was_written():
           steps=60, target=2, capacity=4, objective=objective.Objective(weighting='v')),
       **small.DIMS)
   seen = jax.tree.map(lambda x: x.at[:, 1:].set(x[:, :1]), small.observation(1, 4))
-  empty = memory.append(memory.init(1), seen)
+  empty = memory.append(small.init(memory, 1), seen)
   written = jax.jit(memory.fit)(empty, KEYS[:1])
 
   @jax.jit
@@ -135,12 +135,12 @@ def test_a_given_start():
   start = lora.init(jax.random.key(8), weights, small.SPEC)
   memory = long_term.create(
       jax.random.key(0), model, weights, lora_init=start, spec=small.SPEC, **small.DIMS)
-  small.same(jax.tree.map(lambda x: x[1], memory.init(2).lora), start)
+  small.same(jax.tree.map(lambda x: x[1], small.init(memory, 2).lora), start)
 
 
 def test_its_own_baseline_is_the_network_without_the_adapter():
   memory = dataclasses.replace(small.experts().long_term, baseline='own')
-  state = memory.init(2)
+  state = small.init(memory, 2)
   written = dataclasses.replace(
       state, lora=jax.tree.map(lambda x: x + 0.1, state.lora), step=state.step + 1)
 

@@ -96,18 +96,18 @@ def test_where_nothing_was_seen_the_view_is_zero(points):
 def test_the_memory_holds_pictures_or_makes_them_of_latents(points, params):
   memory = key_frames.Posed(params=params, points=points, model=MODEL, capacity=4)
   seen = observation(2, 3, points)
-  state = _write(memory, memory.init(2), seen)
+  state = _write(memory, tiny.init(memory, 2), seen)
   assert state.frames.dtype == jnp.float16  # pictures take their room in a memory file
   np.testing.assert_array_equal(state.pictures[:, :3], seen.pictures)
   np.testing.assert_array_equal(
       state.inverse_depth[:, :3], jax.jit(points.measure)(seen.frames))
-  imagined = _write(memory, memory.init(2), dataclasses.replace(seen, pictures=None))
+  imagined = _write(memory, tiny.init(memory, 2), dataclasses.replace(seen, pictures=None))
   np.testing.assert_array_equal(
       imagined.pictures[:, :3], jax.jit(points.latents.decode)(seen.frames))
   np.testing.assert_array_equal(imagined.inverse_depth, state.inverse_depth)
   assert not state.imagined.any() and imagined.imagined[:, :3].all()
   both = jax.jit(lambda a, b: memory.merge(a, b, 'average'))(
-      _write(memory, memory.init(2), jax.tree.map(lambda x: x[:, :2], seen)), state)
+      _write(memory, tiny.init(memory, 2), jax.tree.map(lambda x: x[:, :2], seen)), state)
   for picture in seen.pictures[0]:
     assert (both.pictures[0] == picture).all(axis=(1, 2, 3)).sum() == 1
 
@@ -119,12 +119,12 @@ def test_what_was_seen_is_read_before_what_was_imagined(points, params):
       lambda key: small.MODEL.init(key, action_dim=2, pose_dim=3), jax.random.key(0))))
   dream = dataclasses.replace(observation(2, 1, points, seed=1), poses=seen.poses, pictures=None)
   both = jax.jit(lambda: memory.write(
-      memory.write(memory.init(2), dream, jax.random.key(0)), seen, jax.random.key(0)))()
+      memory.write(tiny.init(memory, 2), dream, jax.random.key(0)), seen, jax.random.key(0)))()
   asked = dataclasses.replace(asked, poses=jnp.repeat(seen.poses, 3, axis=1))
 
   render = jax.jit(lambda state: points.render(
       state.pictures, state.inverse_depth, state.poses, state.valid, asked.poses, state.imagined))
-  np.testing.assert_array_equal(render(both), render(_write(memory, memory.init(2), seen)))
+  np.testing.assert_array_equal(render(both), render(_write(memory, tiny.init(memory, 2), seen)))
   noisy = jax.random.normal(jax.random.key(3), (2, 3, 4, 4, 2)), jnp.zeros((2, 3))
   estimate = jax.jit(lambda state: memory.read(state, asked).positive(*noisy))
   tiny.differ(estimate(both), estimate(both.replace(imagined=jnp.zeros_like(both.imagined))))
@@ -135,11 +135,11 @@ def test_depth_that_comes_with_the_frames_is_taken_as_it_is(points, params):
   seen = observation(2, 3, points)
   depth = np.random.default_rng(1).uniform(0.3, 20.0, (2, 3, 14, 14)).astype(np.float32)
   depth[:, :, 0] = np.inf
-  state = _write(memory, memory.init(2), dataclasses.replace(seen, depth=depth))
+  state = _write(memory, tiny.init(memory, 2), dataclasses.replace(seen, depth=depth))
   assert not state.inverse_depth[:, :3, 0].any()
   np.testing.assert_allclose(
       point_maps.from_bytes(state.inverse_depth[:, :3]), 1 / depth, atol=0.02)
-  again = _write(memory, memory.init(2), dataclasses.replace(
+  again = _write(memory, tiny.init(memory, 2), dataclasses.replace(
       seen, depth=1 / point_maps.from_bytes(state.inverse_depth[:, :3])))
   np.testing.assert_array_equal(again.inverse_depth, state.inverse_depth)
 
@@ -159,7 +159,7 @@ def test_a_model_that_warps_starts_as_the_one_it_is_forked_from(points, monkeypa
   noisy = jax.random.normal(jax.random.key(3), (2, 3, 4, 4, 2)), jnp.zeros((2, 3))
 
   def estimate(memory, weights):
-    state = memory.write(memory.init(2), seen, jax.random.key(0))
+    state = memory.write(tiny.init(memory, 2), seen, jax.random.key(0))
     return memory.read(state, small.query(2, 3, weights)).positive(*noisy)
 
   ours = jax.jit(lambda m: estimate(m, old))(plain)

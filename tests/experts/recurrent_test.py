@@ -57,7 +57,7 @@ def estimates(memory, state, query):
 def test_reading_is_what_training_computes():
   # Written from the first frame on, it is a clip whose context is that history.
   history, query = seen(4), ask()
-  state = write(memory(), memory().init(2), history)
+  state = write(memory(), small.init(memory(), 2), history)
   x_t, logsnr = small.noisy(2, 2)
 
   @jax.jit
@@ -76,7 +76,7 @@ def test_reading_is_what_training_computes():
 
 
 def test_writing_in_pieces_is_writing_at_once_into_a_state_of_one_size():
-  empty, history = memory().init(2), seen(6)
+  empty, history = small.init(memory(), 2), seen(6)
   whole = write(memory(), empty, history)
   pieces = empty
   for part in (slice(0, 3), slice(3, 6)):
@@ -87,7 +87,7 @@ def test_writing_in_pieces_is_writing_at_once_into_a_state_of_one_size():
 
 
 def test_an_empty_memory_is_its_own_baseline():
-  state, query = memory().init(2), ask()
+  state, query = small.init(memory(), 2), ask()
   positive, negative, empty = estimates(memory(), state, query)
   small.same(positive, negative)
   assert empty.all()
@@ -100,8 +100,9 @@ def test_poses_are_seen_from_the_first_frame_wherever_it_is():
   history, query = seen(4), ask()
   moved = lambda x: dataclasses.replace(
       x, poses=poses.relative(x.poses, jnp.array([3.0, -2.0, 0.7])))
-  got = estimates(memory(), write(memory(), memory().init(2), history), query)
-  there = estimates(memory(), write(memory(), memory().init(2), moved(history)), moved(query))
+  got = estimates(memory(), write(memory(), small.init(memory(), 2), history), query)
+  there = estimates(
+      memory(), write(memory(), small.init(memory(), 2), moved(history)), moved(query))
   small.close(got, there, atol=1e-3)
 
 

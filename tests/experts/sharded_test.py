@@ -139,7 +139,7 @@ def _memories_over_episodes():
   """Eight inner loops, each on its device: the same memories, and no word between them."""
   # Adam divides by gradients' sizes, and so makes rounding visible: plain gradient descent.
   memory = dataclasses.replace(small.experts().long_term, optimizer=optax.sgd(0.5))
-  state = memory.append(memory.init(8), small.observation(8, 8))
+  state = memory.append(small.init(memory, 8), small.observation(8, 8))
   keys = jax.random.split(jax.random.key(0), 8)
   expected = jax.jit(memory.fit)(state, keys)
   small.differ(expected.lora['block_0']['query']['b'], 0.0)

@@ -22,7 +22,7 @@ def _write(state, seen):
 
 
 def test_a_ring_of_the_newest_frames():
-  state, whole = MEMORY.init(2), small.observation(2, 7)
+  state, whole = small.init(MEMORY, 2), small.observation(2, 7)
   for at, stop in ((0, 3), (3, 4), (4, 7)):
     state = _write(state, jax.tree.map(lambda x, a=at, s=stop: x[:, a:s], whole))
   assert state.valid.all()
@@ -32,7 +32,7 @@ def test_a_ring_of_the_newest_frames():
 
 
 def test_the_contrast_is_what_the_window_tells():
-  first = _write(MEMORY.init(2), small.observation(2, 4))
+  first = _write(small.init(MEMORY, 2), small.observation(2, 4))
   # The oldest frame, beyond the window of a narrow layer, reaches the generated ones all the same.
   second = first.replace(frames=first.frames.at[1, 0].set(0))
   one, two = _estimates(first, small.query(2)), _estimates(second, small.query(2))
@@ -44,14 +44,14 @@ def test_the_contrast_is_what_the_window_tells():
 
 
 def test_it_reads_its_own_ring_and_not_the_recent_frames():
-  state = _write(MEMORY.init(2), small.observation(2, 4))
+  state = _write(small.init(MEMORY, 2), small.observation(2, 4))
   query = small.query(2)
   other = query.replace(recent=small.window(2, 2, seed=5))
   small.same(_estimates(state, other), _estimates(state, query))
 
 
 def test_against_the_base():
-  state, query = _write(MEMORY.init(2), small.observation(2, 4)), small.query(2)
+  state, query = _write(small.init(MEMORY, 2), small.observation(2, 4)), small.query(2)
   contrast = MEMORY.replace(baseline='base').read(state, query)
   assert contrast.negative is None
   noisy = small.noisy(2, 2)
@@ -61,16 +61,17 @@ def test_against_the_base():
 
 
 def test_an_empty_ring_is_its_own_baseline():
-  positive, negative, empty = _estimates(MEMORY.init(2), small.query(2))
+  positive, negative, empty = _estimates(small.init(MEMORY, 2), small.query(2))
   small.close(positive, negative)
   np.testing.assert_array_equal(empty, [True, True])
-  partly = _write(MEMORY.init(2), small.observation(2, 1))
+  partly = _write(small.init(MEMORY, 2), small.observation(2, 1))
   assert not np.any(_estimates(partly, small.query(2))[2])
   assert jnp.sum(partly.valid) == 2
 
 
 def test_of_two_memories_the_later_one_stays_unless_it_is_empty():
   memory = small.experts().short_term
-  one, two = (memory.write(memory.init(2), small.observation(2, 3, seed=s), None) for s in (0, 1))
+  blank = small.init(memory, 2)
+  one, two = (_write(blank, small.observation(2, 3, seed=s)) for s in (0, 1))
   small.same(memory.merge(one, two, 'any'), two)
-  small.same(memory.merge(one, memory.init(2), 'any'), one)
+  small.same(memory.merge(one, blank, 'any'), one)

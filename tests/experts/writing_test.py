@@ -213,6 +213,6 @@ def test_bad_arguments(make, message):
 
 def test_a_history_shorter_than_a_sub_clip_is_refused():
   memory = small.world().memories['long_term']
-  state = memory.append(memory.init(2), small.observation(2, 1))
+  state = memory.append(small.init(memory, 2), small.observation(2, 1))
   with pytest.raises(ValueError, match='history has 1 frames; a sub-clip has 2 target frames'):
     memory.fit(state, jax.random.key(0))

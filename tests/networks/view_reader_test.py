@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,7 +17,7 @@ def inputs():
 
 @pytest.fixture(scope='module')
 def read(inputs):
-  params = READER.init(jax.random.key(0), *map(jnp.asarray, inputs))
+  params = jax.jit(READER.init)(jax.random.key(0), *inputs)
   return jax.jit(lambda *args: READER.apply(params, *args))
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests import small
 from tests.session import warped
 from wmpoe.diffusion import schedules
 from wmpoe.experts import expert
@@ -16,9 +17,9 @@ def test_what_one_memory_drew_is_what_the_base_alone_would_not_show():
   model, seen, key = warped.world(), warped.observation(), jax.random.key(1)
   silent = dataclasses.replace(model.memories['long_term'], weight=0.0)
   model = dataclasses.replace(model, memories={**model.memories, 'long_term': silent})
-  spatial = jax.jit(model.memories['spatial'].write)(
-      model.memories['spatial'].init(2), model.encode(seen), key)
-  blank = model.init(2)
+  blank = small.init(model, 2)
+  spatial = jax.jit(lambda state, seen: model.memories['spatial'].write(
+      state, model.encode(seen), key))(blank.memories['spatial'], seen)
   state = dataclasses.replace(blank, memories={**blank.memories, 'spatial': spatial})
   frames = jax.tree.map(lambda x: x[:, :2], dataclasses.replace(seen, depth=None))
   found = overlay.strength(model, state, frames, key)

@@ -81,6 +81,7 @@ class Block(nn.Module):
     return x + gate_m * dense(d, 'mlp_out')(y), own
 
 
+@functools.cache
 def recomputed(block: type[nn.Module], remat: bool | str) -> Any:
   """The block that keeps what `remat` names and computes the rest again; see `DiT`.
 
@@ -94,6 +95,12 @@ def recomputed(block: type[nn.Module], remat: bool | str) -> Any:
     raise ValueError(
         f'Unknown remat={remat!r}; expected False, True or one of {", ".join(REMAT)}.')
   return nn.remat(block, policy=REMAT[name])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_block(block: nn.Module, variables: Any, *inputs: Any) -> Any:
+  """Applies a block; jitted so that blocks of one form are traced once, wherever they stand."""
+  return block.apply(variables, *inputs)
 
 
 class DiT(nn.Module):
@@ -235,15 +242,13 @@ class DiT(nn.Module):
 
   def _in_order(self, blocks, tokens, modulation, rope, layers):
     """Runs block after block, each with its (offset, past); returns tokens and what each keeps."""
-    kept = []
-    if not self.scan_layers or self.is_initializing():
+    if self.is_initializing():
+      kept = []
       for i, (offset, past) in enumerate(layers):
         tokens, own = blocks[i](name=f'block_{i}')(tokens, modulation + offset, rope, past)
         kept.append(own)
       return tokens, kept
-    # One turn of the loop is as many blocks as it takes until their pattern repeats.
-    turn = next(n for n in range(1, self.depth + 1) if self.depth % n == 0 and all(
-        block.args == blocks[i % n].args for i, block in enumerate(blocks)))
+    blocks = [block(parent=None) for block in blocks]
     weights = [
         {kind: tree[f'block_{i}'] for kind, tree in self.variables.items() if f'block_{i}' in tree}
         for i in range(self.depth)]
@@ -252,10 +257,15 @@ class DiT(nn.Module):
     def body(tokens, turned):
       kept = []
       for block, (variables, (offset, past)) in zip(blocks, turned, strict=False):
-        tokens, own = block(parent=None).apply(variables, tokens, modulation + offset, rope, past)
+        tokens, own = _run_block(block, variables, tokens, modulation + offset, rope, past)
         kept.append(own)
       return tokens, kept
 
+    if not self.scan_layers:
+      return body(tokens, inputs)
+    # One turn of the loop is as many blocks as it takes until their pattern repeats.
+    turn = next(n for n in range(1, self.depth + 1) if self.depth % n == 0 and all(
+        block == blocks[i % n] for i, block in enumerate(blocks)))
     tokens, kept = jax.lax.scan(body, tokens, [
         jax.tree.map(lambda *x: jnp.stack(x), *inputs[i::turn]) for i in range(turn)])
     return tokens, [
