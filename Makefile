@@ -17,9 +17,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 PYTEST_SPREAD := -n auto --dist worksteal
 # Laws that hold bit for bit are tested as everybody compiles; the rest compiles faster, see
 # tests/conftest.py.
-EXACT := tests/laws_test.py tests/world_model_test.py tests/diffusion/samplers_test.py \
-  $(addprefix tests/experts/,composition_test.py expert_test.py long_term_test.py \
-  recurrent_test.py short_term_test.py spatial_test.py writing_test.py)
+EXACT := tests/laws_test.py
 PYTEST_ARGS ?=
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 

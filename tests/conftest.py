@@ -14,12 +14,15 @@ import pytest
 # without its costly optimisations. One setting for all: programs compiled differently differ in
 # rounding, and tests of bit-identity compare runs of several processes.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-# Its older code generator compiles in three quarters of the time, and rounds otherwise from program
-# to program: `make test` asks for it where no test compares bits of two programs. A flag that
-# another version does not know would end every process.
+# Its older code generator compiles in half of the time, and rounds otherwise from program to
+# program: `make test` asks for it but for the laws, which hold bit for bit as everybody compiles.
+# Modules split for as many threads as there are cores cost what the workers have other use for.
+# A flag that another version does not know would end every process.
 _KNOWN = importlib.metadata.version('jaxlib').startswith('0.10.')
 if os.environ.get('WMPOE_FAST_COMPILE') and _KNOWN:
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_use_fusion_emitters=false'
+  os.environ['XLA_FLAGS'] = ' '.join([
+      os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters=false',
+      '--xla_cpu_parallel_codegen_split_count=1'])
 
 # What one process has compiled no other compiles again, nor does a process for its second jit of
 # the same program: pytest-xdist's workers and the processes that tests start inherit the folder,

@@ -20,6 +20,7 @@ KEYS = jax.random.split(jax.random.key(4), 2)
 
 _observe = jax.jit(lambda state, seen, key: WORLD.observe(state, seen, key))
 _imagine = jax.jit(WORLD.imagine)
+_says = jax.jit(lambda world, state, query: world.denoiser(state, query)(*small.noisy(2, 2)))
 
 
 @pytest.fixture(scope='module')
@@ -125,25 +126,22 @@ def test_every_subset_composes(names, seen, parts):
   expected = known['base'] if 'base' in names else known[memories[0]][1]
   for name in memories:
     expected = expected + (known[name][0] - known[name][1])
-  with jax.disable_jit():  # op by op: fifteen programs would take longer to compile than to run
-    got = world.denoiser(seen, query)(*small.noisy(2, 2))
-  np.testing.assert_allclose(got, expected, atol=1e-3)
+  np.testing.assert_allclose(_says(world, seen, query), expected, atol=1e-3)
 
 
 def test_memories_are_composed_in_the_order_they_are_named_also_as_an_argument_of_jit(seen, parts):
   query, known = parts
-  says = jax.jit(lambda world, state, query: world.denoiser(state, query)(*small.noisy(2, 2)))
   shares = composition.WeightedMean((0.5, 0.4, 0.1))
   for first, second in (('spatial', 'long_term'), ('long_term', 'spatial')):
     world = WORLD.compose('base', first, second, rule=shares)
     expected = sum(
         share * estimate for share, estimate in zip(
             shares.shares, (known['base'], known[first][0], known[second][0]), strict=True))
-    small.close(says(world, seen, query), expected, atol=1e-3)
+    small.close(_says(world, seen, query), expected, atol=1e-3)
   # Without a base the first one's own baseline is the anchor.
   memories = {**WORLD.memories, 'long_term': WORLD.memories['long_term'].replace(baseline='null')}
   world = dataclasses.replace(WORLD, memories=memories)
-  anchored = [says(world.compose(*names), seen, query) for names in (
+  anchored = [_says(world.compose(*names), seen, query) for names in (
       ('spatial', 'short_term'), ('short_term', 'spatial'))]
   (near, null), (mapped, blank) = known['short_term'], known['spatial']
   evidence = near - null + mapped - blank

@@ -52,7 +52,7 @@ def _described(kind, **changes):
 
 
 def _params(description):
-  return jax.tree.map(lambda s: jnp.full(s.shape, 0.1), zoo.shapes(description))
+  return jax.tree.map(lambda s: np.full(s.shape, 0.1, np.float32), zoo.shapes(description))
 
 
 def _experts():
