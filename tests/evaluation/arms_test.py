@@ -1,0 +1,28 @@
+"""Tests of what the protocols share."""
+
+import time
+
+import jax
+import numpy as np
+
+from wmpoe.evaluation import arms
+
+
+def test_a_call_is_timed_without_its_tracing_and_compilation():
+  traced, compiled = [], []
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda event, seconds, **_: compiled.append(event) if 'backend_compile' in event else None)
+
+  @jax.jit
+  def late(x, y):
+    traced.append(x.shape)
+    time.sleep(0.5)
+    return x * y + 0.25
+
+  x = np.arange(3.0, dtype=np.float32)
+  for shape in ((3,), (2, 3)):
+    compiled.clear()
+    out, seconds = arms.timed(late, np.broadcast_to(x, shape), y=x)
+    np.testing.assert_allclose(out, np.broadcast_to(x * x + 0.25, shape))
+    assert seconds < 0.5 and len(compiled) == 1
+  assert traced == [(3,), (2, 3)]
