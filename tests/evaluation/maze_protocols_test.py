@@ -12,6 +12,7 @@ from wmpoe import world_model
 from wmpoe.data import episode
 from wmpoe.evaluation import arms
 from wmpoe.evaluation import kept as kept_lib
+from wmpoe.evaluation import maze
 from wmpoe.evaluation import maze_arms
 from wmpoe.evaluation import maze_protocols
 from wmpoe.evaluation import maze_study
@@ -130,6 +131,14 @@ def test_arms_can_be_chosen(study, protocol):
   assert {name.removesuffix('_8') for name in out['controls']} == {'other_episode'}
   with pytest.raises(ValueError, match='--arms names al, it; expected some of base, '):
     run(protocol, dataclasses.replace(asked, only=('al', 'short_term', 'it')))
+
+
+def test_poses_are_estimated_only_for_arms_that_ask_for_them(study, monkeypatch):
+  monkeypatch.setattr(maze, 'with_odometry', None)
+  monkeypatch.setattr(maze, 'following', lambda *_: {})
+  out = run('table1', dataclasses.replace(
+      only(study), seeds=(0,), odometry=('a network', 'its parameters'), only=('base',)))
+  assert 'base' in out['arms'] and 'curves' not in out
 
 
 def test_ranks_are_not_arms(study):

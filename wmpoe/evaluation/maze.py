@@ -184,6 +184,7 @@ def _seen(
 def with_odometry(
     task: Problem, network: odometry_lib.Odometry, params: Any,
     points: point_maps.PointMaps | None = None,
+    progress: arms_lib.Progress = lambda text, share: None,
 ) -> Problem:
   """The problem for those who have no poses: they are estimated, from the first frame on.
 
@@ -203,6 +204,7 @@ def with_odometry(
   seen = jax.tree.map(jnp.asarray, task.encoded)
   poses, known, spent = jnp.zeros(task.encoded.poses.shape), 0, 0.0
   for length in sorted({task.history, *task.starts, poses.shape[1]}):
+    progress('estimating poses from pictures and actions', known / poses.shape[1])
     poses, seconds = arms_lib.timed(locate, seen, poses, known, length)
     known, spent = length, spent + seconds
   planned = jax.jit(lambda actions: network.apply({'params': params}, actions, method='planned'))(
