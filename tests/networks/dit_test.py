@@ -72,6 +72,15 @@ def test_blocks_in_a_loop_are_blocks_in_a_row():
   small.close(looped_grads, grads, atol=1e-5 * largest)
 
 
+def test_what_blocks_make_can_be_captured():
+  net = small.network(context=CONTEXT)
+  variables, inputs = _params(net), _inputs()
+  out, made = jax.jit(lambda *x: net.apply(variables, *x, capture_intermediates=True))(*inputs)
+  (tokens, _), = made['intermediates']['block_1']['__call__']
+  assert tokens.shape == (*inputs[0].shape[:2], small.TOKENS, 16)
+  small.close(out, jax.jit(lambda *x: net.apply(variables, *x))(*inputs))
+
+
 @pytest.mark.parametrize('name', ['prefix', 'causal', 'full'])
 def test_who_sees_whom(name):
   net = small.network(context=CONTEXT, kind=name)

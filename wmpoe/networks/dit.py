@@ -242,7 +242,7 @@ class DiT(nn.Module):
 
   def _in_order(self, blocks, tokens, modulation, rope, layers):
     """Runs block after block, each with its (offset, past); returns tokens and what each keeps."""
-    if self.is_initializing():
+    if self.scope.mutable:  # while parameters are made, or what blocks sow is to be captured
       kept = []
       for i, (offset, past) in enumerate(layers):
         tokens, own = blocks[i](name=f'block_{i}')(tokens, modulation + offset, rope, past)
