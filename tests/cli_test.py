@@ -1,3 +1,4 @@
+import importlib.metadata
 import os
 import pathlib
 import socket
@@ -8,6 +9,7 @@ import types
 import jax
 import pytest
 
+from wmpoe import __main__ as program
 from wmpoe import cli
 from wmpoe import multihost
 from wmpoe.commands import common
@@ -175,3 +177,14 @@ def test_it_runs_as_a_module_in_a_process_of_its_own(tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'wrote 1 episode to there' in done.stdout
   assert '"length": 70' in (tmp_path / 'there' / 'spaces.json').read_text()
+
+
+def test_who_waits_has_it_compiled_soon_unless_told_or_accelerated(monkeypatch):
+  level = '--xla_backend_optimization_level'
+  for given, plugins, expected in (
+      ('', [], f'{level}=1'), ('--xla_x=2', [], f'--xla_x=2 {level}=1'),
+      (f'{level}=3', [], f'{level}=3'), ('--xla_x=2', ['a GPU'], '--xla_x=2')):
+    monkeypatch.setenv('XLA_FLAGS', given)
+    monkeypatch.setattr(importlib.metadata, 'entry_points', lambda group, found=plugins: found)
+    program._compile_soon()
+    assert os.environ['XLA_FLAGS'] == expected
