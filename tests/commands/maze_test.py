@@ -101,7 +101,8 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
       '--config.autoencoder=autoencoder.npz', f'--source={source}', '--protocol=revisit,table1',
       '--episodes=2', '--seeds=1', '--metrics=psnr,ssim', '--workdir=there',
       # Each arm is compiled; tests of the protocols have all of them.
-      '--arms=spatial,all,spatial_odometry,spatial_depth,ssm,other_episode,shuffled_history',
+      '--arms=spatial,short_term+spatial,all,spatial_odometry,spatial_depth,ssm,other_episode,'
+      'shuffled_history',
       '--config.protocol.history=8', '--config.protocol.starts=(8, 10)',
       '--config.protocol.chunks=1', '--config.protocol.odometry=odometry.npz',
       '--config.compose.num_steps=2', '--config.protocol.baselines.ssm=cpu_ssm.npz',
@@ -110,7 +111,7 @@ def test_the_whole_way(wmpoe, source, cache, tmp_path, monkeypatch):
   assert done.code == 0, done.err
   out = results.read(tmp_path / 'there' / 'revisit.json')
   assert list(out['arms']) == [
-      'base', 'spatial', 'all', 'spatial_odometry', 'spatial_depth', 'ssm',
+      'base', 'spatial', 'short_term+spatial', 'all', 'spatial_odometry', 'spatial_depth', 'ssm',
       'copy_last', 'copy_mean', 'copy_pose', 'copy_turned', 'copy_warped']
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
   arm = out['arms']['spatial']

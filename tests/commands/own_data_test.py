@@ -52,10 +52,9 @@ def _tiny(command):
   if command[0] == 'train':
     return _TINY[next(a for a in command if a.startswith('--config=')).partition(':')[2]]
   if command[0] == 'eval':
-    # Each arm is compiled: with all, without point maps; where depth makes a difference, with them.
-    points = any('points' in word for word in command)
-    arms = 'spatial,spatial_depth' if points else 'spatial,all,other_episode,shuffled_history'
-    return [*_TINY['eval'], f'--arms={arms}']
+    depth = ',spatial_depth' * any('points' in word for word in command)
+    return [*_TINY['eval'],
+            f'--arms=long_term,spatial,all,other_episode,shuffled_history{depth}']
   return _TINY.get(command[0], [])
 
 
@@ -145,13 +144,13 @@ def test_the_guide_from_recording_to_report(recorded, wmpoe, monkeypatch):
     assert done.code == 0, (command, done.err)
     assert 'Traceback' not in done.err
   out = results.read(recorded / 'outputs' / 'own' / 'revisit.json')
-  assert {'base', 'spatial', 'all', 'copy_turned'} <= set(out['arms'])
+  assert {'base', 'long_term', 'spatial', 'all', 'copy_turned'} <= set(out['arms'])
   assert list(out['controls']) == ['other_episode', 'shuffled_history']
   assert out['arms']['spatial']['psnr']['n'] == 2
   assert out['meta']['config']['env']['environment'] == 'Room'
   assert memory_file.card('less.npz')['observed'] == [4]
   by_depth = results.read(recorded / 'outputs' / 'own_points' / 'revisit.json')['arms']
-  assert {'spatial', 'spatial_depth', 'copy_warped'} <= set(by_depth)
+  assert {'spatial', 'spatial_depth', 'all', 'copy_warped'} <= set(by_depth)
   assert by_depth['spatial_depth']['psnr'] != by_depth['spatial']['psnr']
   for flags, message in (([], 'Give the experts you trained on your data'),
                          (['--experts=spatial=spatial.npz'], 'spatial.npz was trained on')):

@@ -16,7 +16,7 @@ def test_a_call_is_timed_without_its_tracing_and_compilation():
   @jax.jit
   def late(x, y):
     traced.append(x.shape)
-    time.sleep(0.5)
+    time.sleep(1.2)  # more than a call may take to be repeated
     return x * y + 0.25
 
   x = np.arange(3.0, dtype=np.float32)
@@ -24,5 +24,5 @@ def test_a_call_is_timed_without_its_tracing_and_compilation():
     compiled.clear()
     out, seconds = arms.timed(late, np.broadcast_to(x, shape), y=x)
     np.testing.assert_allclose(out, np.broadcast_to(x * x + 0.25, shape))
-    assert seconds < 0.5 and len(compiled) == 1
+    assert seconds < 1.0 and len(compiled) == 1
   assert traced == [(3,), (2, 3)]

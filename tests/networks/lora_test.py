@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flax import errors
 from flax import traverse_util
 import hypothesis
 from hypothesis import strategies as st
@@ -192,3 +193,10 @@ def test_two_adapters_are_combined_into_one_of_the_same_rank():
               (one['layer']['a'] + two['layer']['a']) / 2)
   with pytest.raises(ValueError, match="Unknown way to merge adapters 'sum'"):
     lora.combine(one, two, 'sum')
+
+
+def test_a_kernel_of_another_shape_is_named():
+  given = {'kernel': np.ones((3, 5)), 'bias': np.ones(5)}
+  with pytest.raises(
+      errors.ScopeParamShapeError, match=r'"kernel" in "/".* generate shape \(4, 5\).* \(3, 5\)'):
+    lora.Dense(5).apply({'params': given}, np.ones((2, 4)))

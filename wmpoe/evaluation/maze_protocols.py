@@ -55,15 +55,14 @@ def _arms_and_controls(
       arms, study.model.memories, odometry=study.odometry is not None,
       depth=task.encoded.depth is not None)
   arms |= maze_arms.baseline_arms(study.baselines)
-  asked, _ = study.chosen(arms, arms_lib.standard_controls(study.memories))
-  if study.odometry is not None and any(arm.poses == 'odometry' for arm in asked.values()):
+  arms, _ = study.chosen(arms, arms_lib.standard_controls(study.memories))
+  if study.odometry is not None and any(arm.poses == 'odometry' for arm in arms.values()):
     progress = study.progress(1)
     task = maze.with_odometry(
         task, *study.odometry, maze_arms.points_of(study.model.memories), progress)
     progress.done()
     curves = _drift(task)
   body, measured = with_controls(study, task, arms, split=split)
-  arms = {name: arm for name, arm in arms.items() if name in measured}
   frames = {name: found.frames for name, found in measured.items()}
   for name, arm in arms.items():
     body['arms'][name] |= budgets.of_arm(arm, study.training, len(task.names))

@@ -75,7 +75,7 @@ def _parameter(module: nn.Module, name: str, init: Any, shape: tuple[int, ...]) 
     return module.param(name, init, shape)
   value = module.get_variable('params', name)
   if jnp.shape(value) != shape:
-    raise errors.ScopeParamShapeError(name, '/'.join(module.path), jnp.shape(value), shape)
+    raise errors.ScopeParamShapeError(name, module.scope.path_text, jnp.shape(value), shape)
   return value
 
 
