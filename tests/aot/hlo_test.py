@@ -161,6 +161,40 @@ def test_what_each_kind_sends(line, kind, sent):
   assert extra == sent
 
 
+# As TPUs write it: twice the same gather under one channel, each in three fusions; two that wait.
+OVERLAPPED = """\
+%add (l: f32[], r: f32[]) -> f32[] {
+  %l = f32[] parameter(0)
+  %r = f32[] parameter(1)
+  ROOT %sum = f32[] add(%l, %r)
+}
+""" + ''.join(f"""
+%{name}.{n} (p.{name}.{n}: bf16[8]) -> bf16[64] {{
+  %p.{name}.{n} = bf16[8]{{0}} parameter(0)
+  ROOT %gather.{name}.{n} = bf16[64]{{0{memory}}} all-gather(%p.{name}.{n}), channel_id=1, replica_groups=[1,8]<=[8], dimensions={{0}}
+}}
+""" for n in (1, 2) for name, memory in (
+    ('fused_start', ''), ('async_collective_fusion', ':S(1)'), ('fused_done', ''))) + """
+ENTRY %main (a: bf16[8], c: f32[64]) -> f32[64] {
+  %a = bf16[8]{0} parameter(0)
+  %c = f32[64]{0} parameter(1)
+  %async-collective-start = bf16[64]{0} fusion(%a), kind=kCustom, calls=%fused_start.1
+  %fusion.1 = bf16[64]{0} fusion(%a), kind=kCustom, calls=%async_collective_fusion.1
+  %async-collective-done = bf16[64]{0} fusion(%a), kind=kCustom, calls=%fused_done.1
+  %async-collective-start.1 = bf16[64]{0} fusion(%a), kind=kCustom, calls=%fused_start.2
+  %fusion.2 = bf16[64]{0} fusion(%a), kind=kCustom, calls=%async_collective_fusion.2
+  %async-collective-done.1 = bf16[64]{0} fusion(%a), kind=kCustom, calls=%fused_done.2
+  %one = f32[64]{0} all-reduce(%c), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %two = f32[64]{0} all-reduce(%one), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add
+}
+"""
+
+
+def test_equal_collectives_of_one_channel_are_all_counted_and_their_parts_once():
+  assert {kind: row['count'] for kind, row in hlo.read(OVERLAPPED, 8).by_kind().items()} == {
+      'all-gather': 2, 'all-reduce': 2}
+
+
 def test_custom_kernels_are_named():
   line = '%k = f32[64]{0} custom-call(%c), custom_call_target="tpu_custom_call"'
   assert hlo.read(LOOP.replace('  %begin', f'  {line}\n  %begin'), 8).kernels == ('k',)
@@ -193,7 +227,7 @@ def test_combined_collectives_with_one_channel_are_all_counted():
   ROOT %r.1 = f32[8]{0} all-reduce(%p.1), channel_id=1, replica_groups={{0,1}}, to_apply=%add
 }
 
-%overlapped (p.2: f32[8]) -> f32[8] {
+%async_collective_fusion.1 (p.2: f32[8]) -> f32[8] {
   %p.2 = f32[8]{0} parameter(0)
   ROOT %r.2 = f32[8]{0:S(1)} all-reduce(%p.2), channel_id=1, replica_groups={{0,1}}, to_apply=%add
 }
@@ -212,10 +246,10 @@ ENTRY %main (a: f32[8], b: f32[16]) -> f32[8] {
   %a = f32[8]{0} parameter(0)
   %b = f32[16]{0} parameter(1)
   %i = f32[8]{0} fusion(%a), kind=kCustom, calls=%combined.1
-  %j = f32[8]{0} fusion(%i), kind=kCustom, calls=%overlapped
+  %j = f32[8]{0} fusion(%i), kind=kCustom, calls=%async_collective_fusion.1
   %l = f32[16]{0} fusion(%b), kind=kCustom, calls=%combined.2
   ROOT %m = f32[8]{0} call(%j), to_apply=%other
 }
 """
-  # The first is one with what overlaps; another of 16; one in another computation.
+  # The first is one with what goes on with it; another of 16; one in another computation.
   assert hlo.read(text, 2).by_kind() == {'all-reduce': {'count': 3, 'bytes': 32.0 + 64.0 + 32.0}}

@@ -137,7 +137,7 @@ def _program(computations: Mapping[str, list[Instruction]], start: str, devices:
   walk = _Walk(computations, devices)
   cycles, moved = walk.cost(start, 1)
   return Program(
-      collectives=tuple(walk.collectives.values()), cycles=cycles, hbm_bytes=moved,
+      collectives=tuple(walk.collectives), cycles=cycles, hbm_bytes=moved,
       kernels=tuple(sorted(walk.kernels)), endless=walk.endless)
 
 
@@ -220,13 +220,14 @@ class _Walk:
 
   def __init__(self, computations: Mapping[str, list[Instruction]], devices: int):
     self.computations, self.devices = computations, devices
-    self.collectives: dict[str, Collective] = {}
+    self.collectives: list[Collective] = []
     self.kernels: set[str] = set()
     self.endless = 0
 
   def cost(self, name: str, times: int) -> tuple[int, float]:
     """`(cycles, bytes)` of a computation that runs so often; notes collectives on the way."""
     cycles, moved = 0, 0.0
+    begun: set[str] = set()
     types = {i.name: i.result for i in self.computations[name]}
     for each in self.computations[name]:
       found = re.search(r'"estimated_cycles":"(-?\d+)"', each.attributes)
@@ -240,22 +241,31 @@ class _Walk:
         inner = self.cost(_named(each, 'to_apply'), times)
       else:
         inner = 0, times * self._moved(each, types)
-        self._note(each, name, times, name)
+        self._note(each, times, each, name, begun)
       cycles, moved = cycles + inner[0], moved + inner[1]
     return cycles, moved
 
-  def _note(self, each: Instruction, inside: str, times: int, site: str) -> None:
+  def _note(
+      self, each: Instruction, times: int, caller: Instruction, inside: str, begun: set[str],
+  ) -> None:
     """Collects collectives and kernels, of fusions and asynchronous calls, too.
 
-    `inside` is the computation it stands in, `site` the one that runs and calls that.
+    `inside` is the computation it stands in, `caller` the instruction that runs it: itself, if it
+    is in no fusion. `begun` are the collectives that the fusions of this computation have begun.
     """
     kind = each.opcode.removesuffix('-start')
     if kind in COLLECTIVES:
+      # One that overlaps with computation stands in several fusions: one starts it, those go on
+      # with it that compute meanwhile, one is its end. Others may have the same channel and shape.
       channel = re.search(r'channel_id=(\d+)', each.attributes)
-      # A collective that overlaps with computation occurs in several fusions that one computation
-      # calls, under one channel. Combined collectives may all have channel 1: others, elsewhere.
-      shapes = [shape[:2] for shape in _SHAPE.findall(each.result)]
-      key = f'{site}/{kind} {channel[1]} {shapes}' if channel else f'{inside}/{each.name}'
+      shapes = [shape[:2] for shape in _SHAPE.findall(each.result)]  # layouts differ
+      name = f'{kind} {channel and channel[1]} {shapes}'
+      goes_on = caller.name.startswith('async-collective-done') or inside.startswith(
+          'async_collective_fusion')
+      if goes_on and name in begun:
+        return
+      if caller is not each:
+        begun.add(name)
       size = sum(_sizes(each.result))
       if each.opcode != kind and kind != 'all-reduce':  # (operands, results, contexts)
         size = sum(_sizes(each.result)[len(each.operands):2 * len(each.operands)])
@@ -265,19 +275,19 @@ class _Walk:
       if kind == 'all-reduce' and 'all-reduce-scatter' in inside:  # how TPUs spell it
         kind = 'reduce-scatter'
       source = re.search(r'op_name="([^"]*)"', each.attributes)
-      self.collectives.setdefault(key, Collective(
+      self.collectives.append(Collective(
           kind=kind, bytes=size, group=group, times=times, source=source[1] if source else ''))
     elif each.opcode == 'send' and (
         between := re.search(r'megascale_transfer_type="(\w+)"', each.attributes)):
-      self.collectives[f'{inside}/{each.name}'] = Collective(
+      self.collectives.append(Collective(
           kind=between[1].lower().replace('_', '-'), bytes=_sizes(each.result)[0],
-          group=_slices(each.attributes), times=times, source='', between=True)
+          group=_slices(each.attributes), times=times, source='', between=True))
     elif each.opcode == 'custom-call' and 'tpu_custom_call' in each.attributes:
       self.kernels.add(each.name)
     elif each.opcode in ('fusion', 'async-start'):
       called = _named(each, 'calls')
       for inner in self.computations.get(called, ()):
-        self._note(inner, called, times, site)
+        self._note(inner, times, caller, called, begun)
 
   def _group(self, attributes: str) -> int:
     """Devices of one group, in any of the ways groups are written."""
