@@ -15,6 +15,9 @@ from wmpoe.experts import expert
 from wmpoe.networks import lora
 
 
+_push = jax.jit(expert.Window.push)
+
+
 @hypothesis.settings(max_examples=8)
 @hypothesis.given(
     length=st.integers(0, 4), pieces=st.lists(st.integers(1, 5), min_size=1, max_size=3))
@@ -24,7 +27,7 @@ def test_a_window_holds_the_newest_frames(length, pieces):
   whole = jax.tree.map(np.asarray, small.observation(1, sum(pieces)))
   at = 0
   for size in pieces:
-    window = window.push(jax.tree.map(lambda x, a=at, n=size: x[:, a:a + n], whole))
+    window = _push(window, jax.tree.map(lambda x, a=at, n=size: x[:, a:a + n], whole))
     at += size
   window, kept = jax.tree.map(np.asarray, window), min(length, at)
   np.testing.assert_array_equal(window.valid[0], [False] * (length - kept) + [True] * kept)

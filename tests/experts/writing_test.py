@@ -1,6 +1,7 @@
 """Tests of the inner loop: histories, sub-clips and steps."""
 
 import dataclasses
+import functools
 
 import hypothesis
 from hypothesis import strategies as st
@@ -17,6 +18,11 @@ from wmpoe.networks import lora
 
 MODEL = small.model()
 PARAMS = small.params(MODEL)
+
+
+_append = jax.jit(writing.append)
+_sub_clips = jax.jit(writing.sub_clips, static_argnames=('context', 'target', 'patch'))
+_balance = jax.jit(writing.balance_weights, static_argnames='patch')
 
 
 @jax.jit
@@ -68,10 +74,11 @@ def test_positions_stay_even_however_long_an_episode_runs():
 
 
 def test_sub_clips_hang_over_the_ends_and_are_masked():
-  history = writing.append(
+  history = _append(
       writing.empty_history(8, small.FRAME, **small.DIMS),
-      jax.tree.map(lambda x: x[0], small.observation(1, 5)))
-  clip = writing.sub_clips(history, jnp.array([-1, 2, 4]), context=2, target=2)
+      jax.tree.map(lambda x: np.asarray(x)[0], small.observation(1, 5)))
+  clip = _sub_clips(history, np.array([-1, 2, 4]), context=2, target=2)
+  history, clip = jax.tree.map(np.asarray, (history, clip))
   np.testing.assert_array_equal(clip.valid, [
       [False, False, False, True], [True] * 4, [True, True, True, False]])
   small.same(clip.frames[1], history.frames[:4])
@@ -87,7 +94,7 @@ def test_a_history_forgets_its_oldest_frames(pieces):
   whole = jax.tree.map(lambda x: np.asarray(x)[0], small.observation(1, sum(pieces)))
   at = 0
   for size in pieces:
-    history = writing.append(history, jax.tree.map(lambda x, a=at, n=size: x[a:a + n], whole))
+    history = _append(history, jax.tree.map(lambda x, a=at, n=size: x[a:a + n], whole))
     at += size
   history, kept = jax.tree.map(np.asarray, history), min(6, at)
   assert int(history.length) == kept
@@ -96,15 +103,19 @@ def test_a_history_forgets_its_oldest_frames(pieces):
 
 
 def _start(batch, frames, capacity=8):
-  history = jax.vmap(writing.append)(
-      jax.tree.map(
-          lambda x: jnp.broadcast_to(x, (batch, *x.shape)),
-          writing.empty_history(capacity, small.FRAME, **small.DIMS)),
-      small.observation(batch, frames))
+  return _begun(small.observation(batch, frames), capacity)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _begun(seen, capacity):
+  """What `writing.fit` takes, of memories that were shown frames."""
+  batch = seen.frames.shape[0]
   spread = lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *jnp.shape(x))), tree)
   fresh = lora.init(jax.random.key(0), PARAMS, small.SPEC)
+  empty = writing.empty_history(capacity, small.FRAME, **small.DIMS)
   return {
-      'lora': spread(fresh), 'opt_state': spread(optax.adam(0.05).init(fresh)), 'history': history,
+      'lora': spread(fresh), 'opt_state': spread(optax.adam(0.05).init(fresh)),
+      'history': jax.vmap(writing.append)(spread(empty), seen),
       'first_step': jnp.zeros((batch,), jnp.int32),
       'keys': jax.random.split(jax.random.key(1), batch)}
 
@@ -158,14 +169,15 @@ def test_any_optimizer_clips_per_step_and_balance():
 
 def _still(frames):
   """A history of 8 of which the given number is there, black but for frame 1's first patch."""
-  pixels = jnp.zeros((8, *small.FRAME), jnp.uint8).at[1, :8, :8].set(255)
+  pixels = np.zeros((8, *small.FRAME), np.uint8)
+  pixels[1, :8, :8] = 255
   return dataclasses.replace(
       writing.empty_history(8, small.FRAME, **small.DIMS), frames=pixels,
-      length=jnp.int32(frames))
+      length=np.int32(frames))
 
 
 def test_balance_counts_contents_and_not_frames():
-  weights = np.asarray(writing.balance_weights(_still(5), patch=8, balance=1.0))
+  weights = np.asarray(_balance(_still(5), patch=8, balance=1.0))
   assert weights.shape == (8, small.TOKENS)
   np.testing.assert_array_equal(weights[5:], 0.0)
   np.testing.assert_allclose(weights[:5].mean(), 1.0, rtol=1e-5)
@@ -173,17 +185,17 @@ def test_balance_counts_contents_and_not_frames():
   np.testing.assert_allclose(weights[1, 0] / weights[0, 0], 4.0, rtol=1e-4)
   np.testing.assert_allclose(weights[1, 0] / weights[0, 1], 5.0, rtol=1e-4)
   np.testing.assert_allclose(weights[:5, 0].sum() / weights[:5, 1].sum(), 2.0, rtol=1e-4)
-  root = np.asarray(writing.balance_weights(_still(5), patch=8, balance=0.5))
+  root = np.asarray(_balance(_still(5), patch=8, balance=0.5))
   np.testing.assert_allclose(root[1, 0] / root[0, 0], 2.0, rtol=1e-4)
-  even = np.asarray(writing.balance_weights(_still(5), patch=8, balance=0.0))
+  even = np.asarray(_balance(_still(5), patch=8, balance=0.0))
   np.testing.assert_allclose(even[:5], 1.0, rtol=1e-5)
-  assert np.isfinite(writing.balance_weights(_still(0), patch=8, balance=1.0)).all()
+  assert np.isfinite(_balance(_still(0), patch=8, balance=1.0)).all()
 
 
 def test_weights_of_patches_become_weights_of_their_pixels():
   weights = jnp.arange(8.0)[:, None] * 10 + jnp.arange(4.0)
-  clip = writing.sub_clips(
-      _still(5), jnp.array([2]), context=1, target=2, weights=weights, patch=8)
+  clip = _sub_clips(
+      _still(5), np.array([2]), context=1, target=2, weights=weights, patch=8)
   assert clip.pixel_weight.shape == (1, 3, 16, 16, 1)
   np.testing.assert_array_equal(clip.pixel_weight[0, :, 0, 0, 0], [10, 20, 30])
   np.testing.assert_array_equal(clip.pixel_weight[0, 0, [0, 7, 8, 15], [8, 15, 7, 8], 0],
