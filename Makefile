@@ -19,7 +19,8 @@ PYTEST_SPREAD := -n auto --dist worksteal
 # tests/conftest.py.
 EXACT := tests/laws_test.py
 PYTEST_ARGS ?=
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# Python compiles what is imported when it is, and not now all there is.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
 # $(call make_venv,FOLDER): with the first of PYTHON that will do.
 define make_venv

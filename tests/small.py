@@ -11,7 +11,6 @@ import functools
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -56,7 +55,7 @@ def random_tree(shapes, seed=0):
   """Random leaves: kernels of unit gain, the rest of a tenth."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
-      lambda s: jnp.asarray(rng.normal(
+      lambda s: jax.device_put(rng.normal(
           size=s.shape, scale=s.shape[0]**-0.5 if len(s.shape) > 1 else 0.1).astype(np.float32)),
       shapes)
 
@@ -77,14 +76,14 @@ def conditions(batch, frames, seed=0):
   actions = np.eye(DIMS['action_dim'], dtype=np.float32)[
       rng.integers(DIMS['action_dim'], size=(batch, frames))]
   poses = rng.integers(2, size=(batch, frames, 2)).astype(np.float32)
-  return jnp.asarray(actions), jnp.asarray(poses)
+  return jax.device_put(actions), jax.device_put(poses)
 
 
 def observation(batch, frames, seed=0):
   """Random frames with their conditions."""
   actions, poses = conditions(batch, frames, seed)
   pixels = np.random.default_rng(seed).integers(256, size=(batch, frames, *FRAME), dtype=np.uint8)
-  return episode.Observation(frames=jnp.asarray(pixels), actions=actions, poses=poses)
+  return episode.Observation(frames=jax.device_put(pixels), actions=actions, poses=poses)
 
 
 def clip(batch, frames, seed=0):
@@ -92,14 +91,14 @@ def clip(batch, frames, seed=0):
   seen = observation(batch, frames, seed)
   return objective.Clip(
       frames=seen.frames, actions=seen.actions, poses=seen.poses,
-      valid=jnp.asarray(np.ones((batch, frames), bool)))
+      valid=jax.device_put(np.ones((batch, frames), bool)))
 
 
 def noisy(batch, frames, seed=0):
   """`(x_t [B T H W C], logsnr [B T])`, every frame at a level of its own."""
   rng = np.random.default_rng((seed, 2))
-  return (jnp.asarray(rng.normal(size=(batch, frames, *FRAME)).astype(np.float32)),
-          jnp.asarray(rng.uniform(-4, 4, size=(batch, frames)).astype(np.float32)))
+  return (jax.device_put(rng.normal(size=(batch, frames, *FRAME)).astype(np.float32)),
+          jax.device_put(rng.uniform(-4, 4, size=(batch, frames)).astype(np.float32)))
 
 
 def spatial_model(*, context=2, **changes):

@@ -281,7 +281,8 @@ def global_batch(mesh: jax.sharding.Mesh, rows: Any, batch_size: int) -> Any:
 def gathered(mesh: jax.sharding.Mesh, tree: Any) -> Any:
   """Every array whole, as numpy, in the memory of each process; a device holds one at a time."""
   whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))
-  return jax.tree.map(lambda leaf: np.asarray(whole(leaf)), tree)
+  return jax.tree.map(
+      lambda leaf: np.asarray(leaf if leaf.is_fully_addressable else whole(leaf)), tree)
 
 
 def bytes_per_device(shapes: Any, layout: Any) -> int:

@@ -8,7 +8,6 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,7 +65,7 @@ class Tiny:
     """Random parameters of it; at its initialisation a DiT is zero at the output."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape, scale=0.1).astype(np.float32)),
+        lambda leaf: jax.device_put(rng.normal(size=leaf.shape, scale=0.1).astype(np.float32)),
         _shapes(json.dumps(description)))
 
   def save(self, path, description, params=None):

@@ -14,7 +14,6 @@ from wmpoe.diffusion import predictions
 from wmpoe.experts import expert
 from wmpoe.networks import lora
 
-
 _push = jax.jit(expert.Window.push)
 
 

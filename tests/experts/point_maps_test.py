@@ -27,6 +27,7 @@ MODEL = dataclasses.replace(
         small.DENOISER, network=dataclasses.replace(small.DENOISER.network, map_dim=WIDE)))
 
 
+@jax.jit
 def make_points():
   """Untrained ones."""
   key = jax.random.key(0)
@@ -55,9 +56,10 @@ def observation(batch, length, points, seed=0):
       0, 256, (batch, length, 14, 14, 3)).astype(np.uint8)
   return dataclasses.replace(
       small.observation(batch, length, seed), pictures=pictures,
-      frames=jax.jit(points.latents.encode)(pictures))
+      frames=_encode(points.latents, pictures))
 
 
+_encode = jax.jit(lambda latents, pictures: latents.encode(pictures))
 _write = jax.jit(lambda memory, state, seen: memory.write(state, seen, jax.random.key(0)))
 _tokens = jax.jit(lambda memory, state, query: memory.model.read(
     memory.params, state.frames, state.poses, state.valid, query,
@@ -197,19 +199,19 @@ def test_of_half_a_batch_without_memory_every_second_sample_has_one(params):
 
 
 def test_drift_moves_all_that_is_remembered_as_one():
-  poses = jnp.asarray(small.observation(64, 5).poses)
+  poses = small.observation(64, 5).poses
   anchor = poses[:, 2] + 0.5
-  moved = jax.jit(key_frames.drifted, static_argnums=3)(
-      poses, anchor, jax.random.key(0), (0.5, 0.2))
-  between = lambda p: jnp.linalg.norm(p[:, 1:, :2] - p[:, :-1, :2], axis=-1)
+  drifted = jax.jit(key_frames.drifted, static_argnums=3)
+  moved = np.asarray(drifted(poses, anchor, jax.random.key(0), (0.5, 0.2)))
+  between = lambda p: np.linalg.norm(p[:, 1:, :2] - p[:, :-1, :2], axis=-1)
   np.testing.assert_allclose(between(moved), between(poses), atol=1e-4)
   turned = moved[..., 2] - poses[..., 2]
-  np.testing.assert_allclose(turned, jnp.broadcast_to(turned[:, :1], turned.shape), atol=1e-5)
-  assert 0.01 < jnp.abs(turned).mean() < 0.1
+  np.testing.assert_allclose(turned, np.broadcast_to(turned[:, :1], turned.shape), atol=1e-5)
+  assert 0.01 < np.abs(turned).mean() < 0.1
   # What lies at the anchor moves by the shift alone.
-  there = key_frames.drifted(anchor[:, None], anchor, jax.random.key(0), (0.5, 0.2))
-  assert 0.02 < jnp.abs(there[:, 0, :2] - anchor[:, :2]).mean() < 0.25
-  still = key_frames.drifted(poses, anchor, jax.random.key(0), (0.0, 0.0))
+  there = np.asarray(drifted(anchor[:, None], anchor, jax.random.key(0), (0.5, 0.2)))
+  assert 0.02 < np.abs(there[:, 0, :2] - anchor[:, :2]).mean() < 0.25
+  still = drifted(poses, anchor, jax.random.key(0), (0.0, 0.0))
   np.testing.assert_allclose(still, poses, atol=1e-5)
 
 

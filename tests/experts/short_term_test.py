@@ -17,6 +17,7 @@ def _estimates(state, query):
   return contrast.positive(*noisy), contrast.negative(*noisy), contrast.empty
 
 
+@jax.jit
 def _write(state, seen):
   return MEMORY.write(state, seen, jax.random.key(0))
 

@@ -16,24 +16,26 @@ from wmpoe.experts import spatial
 MEMORY = small.experts().spatial
 MODEL = MEMORY.model
 
+_write_map, _read_map = jax.jit(spatial.write_map), jax.jit(spatial.read_map)
+
 
 def _map(features, seen):
-  return spatial.Map(features=jnp.float32(features)[None], seen=jnp.float32(seen)[None])
+  return spatial.Map(features=np.float32(features)[None], seen=np.float32(seen)[None])
 
 
 def test_writing_by_hand():
   state = _map([[2.0], [4.0], [0.0]], [1.0, 0.5, 0.0])
   # One frame of two patches: cell 1 through a gate of a half, cell 2 of a quarter.
-  state = spatial.write_map(
-      state, jnp.float32([[[[8.0], [4.0]]]]), jnp.float32([[[0.5, 0.25]]]), jnp.array([[[1, 2]]]))
+  state = _write_map(
+      state, np.float32([[[[8.0], [4.0]]]]), np.float32([[[0.5, 0.25]]]), np.array([[[1, 2]]]))
   np.testing.assert_allclose(state.features[0, :, 0], [2.0, 6.0, 1.0])
   np.testing.assert_allclose(state.seen[0], [1.0, 0.75, 0.25])
 
 
 def test_patches_that_show_the_same_cell_are_averaged_by_gate():
-  state = spatial.write_map(
-      _map([[10.0]], [1.0]), jnp.float32([[[[2.0], [6.0]]]]), jnp.float32([[[1.0, 0.5]]]),
-      jnp.array([[[0, 0]]]))
+  state = _write_map(
+      _map([[10.0]], [1.0]), np.float32([[[[2.0], [6.0]]]]), np.float32([[[1.0, 0.5]]]),
+      np.array([[[0, 0]]]))
   # The mean gate is 0.75; the content (1.0 * 2 + 0.5 * 6) / 2.
   np.testing.assert_allclose(state.features[0, 0, 0], 0.25 * 10 + 2.5)
   np.testing.assert_allclose(state.seen[0, 0], 1.0)
@@ -58,10 +60,10 @@ def test_writing_is_the_recurrence_frame_by_frame(batch, frames, patches, size, 
           expected[b, cell] = (1 - g.mean()) * expected[b, cell] + (
               g[:, None] * features[b, t, here]).mean(0)
           seen[b, cell] = (1 - g.mean()) * seen[b, cell] + g.mean()
-  state = spatial.write_map(spatial.empty_map(batch, size, 2), features, gates, cells)
+  state = _write_map(spatial.empty_map(batch, size, 2), features, gates, cells)
   np.testing.assert_allclose(state.features, expected, atol=1e-5)
   np.testing.assert_allclose(state.seen, seen, atol=1e-5)
-  tokens = spatial.read_map(state, cells)
+  tokens = _read_map(state, cells)
   assert tokens.shape == (batch, frames, patches, 3)
   np.testing.assert_allclose(tokens[-1, -1, -1, :2], expected[-1, cells[-1, -1, -1]], atol=1e-5)
   np.testing.assert_allclose(tokens[-1, -1, -1, 2], seen[-1, cells[-1, -1, -1]], atol=1e-5)
@@ -83,7 +85,7 @@ def test_a_camera_that_moves_writes_where_it_looks():
   walk = jnp.float32([[[0, 0], [1, 0]]])
   state = jax.jit(lambda: model.write(MEMORY.params, model.empty(1), seen.frames, walk))()
   assert state.features.shape == (1, 5, 3)
-  features, gates = MODEL.encoder.apply(
+  features, gates = jax.jit(MODEL.encoder.apply)(
       {'params': MEMORY.params['encoder']}, MODEL.denoiser.codec.encode(seen.frames))
   np.testing.assert_allclose(  # only frame 0 showed cell 0, only frame 1 cell 4
       state.features[0, [0, 4]],

@@ -9,16 +9,17 @@ SHAPE = (2, 3, 8, 8, 4)
 
 
 def _inputs(seed=0):
-  draw = lambda i, last: jax.random.normal(
-      jax.random.fold_in(jax.random.key(seed), i), (*SHAPE[:-1], last))
-  seen = jnp.ones((*SHAPE[:-1], 1))
-  return (draw(0, 4), draw(1, 4), jnp.concatenate([draw(2, 4), seen], axis=-1), draw(3, 2),
-          jax.random.normal(jax.random.key(seed + 9), (*SHAPE[:2], 6)))
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  out, x, warped, said = (draw(*SHAPE[:-1], last) for last in (4, 4, 4, 2))
+  seen = np.ones((*SHAPE[:-1], 1), np.float32)
+  return jax.device_put((
+      out, x, np.concatenate([warped, seen], axis=-1), said, draw(*SHAPE[:2], 6)))
 
 
 NETWORK = refiner.Refiner(width=8, blocks=1)
-PARAMS = NETWORK.init(jax.random.key(0), *_inputs())['params']
-MOVED = jax.tree.map(lambda x: x + 0.1, PARAMS)
+PARAMS = jax.jit(NETWORK.init)(jax.random.key(0), *_inputs())['params']
+MOVED = jax.jit(lambda tree: jax.tree.map(lambda x: x + 0.1, tree))(PARAMS)
 run = jax.jit(lambda params, *inputs: NETWORK.apply({'params': params}, *inputs))
 
 

@@ -3,6 +3,7 @@
 That devices of a mesh each take their share is tested in tests/training/mesh_test.py.
 """
 
+import functools
 import importlib.util
 
 import jax
@@ -40,22 +41,22 @@ def test_values_and_gradients_are_those_of_attention(mask):
   query, key, value, grad = (
       _random(1, n, 1, 8, seed=i) for i, n in enumerate((length, span, span, length)))
 
+  @functools.partial(jax.jit, static_argnums=0)
   def both(implementation):
     out, back = jax.vjp(
         lambda *x: attention.attend(*x, mask, implementation=implementation), query, key, value)
     return out, *back(grad)
 
-  for found, expected in zip(jax.jit(both, static_argnums=0)('splash'), both('head_major'),
-                             strict=True):
+  for found, expected in zip(both('splash'), both('head_major'), strict=True):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_episodes_with_adapters_of_their_own_are_one_longer_batch():
   query, key, value = (_random(2, 1, 6, 2, 8, seed=i) for i in range(3))
   mask = np.tri(6, dtype=bool)
-  run = lambda implementation: jax.vmap(jax.grad(
+  run = lambda implementation: jax.jit(jax.vmap(jax.grad(
       lambda q, k, v: jnp.sum(jnp.sin(attention.attend(
-          q, k, v, mask, implementation=implementation)))), in_axes=(0, 0, None))(
+          q, k, v, mask, implementation=implementation)))), in_axes=(0, 0, None)))(
               query, key, value[0])
   np.testing.assert_allclose(run('splash'), run('head_major'), atol=2e-6)
 

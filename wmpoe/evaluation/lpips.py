@@ -320,6 +320,6 @@ def _params(net: str, tree: dict[str, Any]) -> Params:
   return Params(
     kernels=tuple(jnp.asarray(layer['kernel']) for layer in trunk),
     biases=tuple(jnp.asarray(layer['bias']) for layer in trunk),
-    weights=tuple(jnp.asarray(head['kernel'])[0, 0, :, 0] for head in heads),
+    weights=tuple(jax.device_put(np.asarray(head['kernel'])[0, 0, :, 0]) for head in heads),
     net=net,
   )

@@ -201,7 +201,7 @@ def with_odometry(
 
   locate = jax.jit(lambda seen, poses, known, length: jax.lax.map(
       lambda each: one(each[0], each[1], known, length), (seen, poses)))
-  seen = jax.tree.map(jnp.asarray, task.encoded)
+  seen = jax.device_put(task.encoded)
   poses, known, spent = jnp.zeros(task.encoded.poses.shape), 0, 0.0
   for length in sorted({task.history, *task.starts, poses.shape[1]}):
     progress('estimating poses from pictures and actions', known / poses.shape[1])

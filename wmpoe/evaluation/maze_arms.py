@@ -13,7 +13,6 @@ import itertools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wmpoe import world_model
@@ -104,14 +103,14 @@ def imagine(
 ) -> tuple[np.ndarray, float]:
   """Imagines from one of the places; frames uint8 [E t H W 3] and milliseconds per frame."""
   composed, batch, start = arm.of(model), len(task.names), task.starts[place]
-  before = jax.tree.map(jnp.asarray, task.part(0, start, poses=arm.poses))
+  before = jax.device_put(task.part(0, start, poses=arm.poses))
   now = dict(memories)
   if arm.memory_of != 'other' and start != task.history:
     # Windows move on with the episode, or back to where the history itself is asked for; what is
     # written into the other memories stays.
     back = start < task.history
-    seen = before if back else jax.tree.map(
-        jnp.asarray, task.part(task.history, start, poses=arm.poses))
+    seen = before if back else jax.device_put(
+        task.part(task.history, start, poses=arm.poses))
     for name in {'short_term', *model.follows} & set(now):
       memory = model.memories[name]
       now[name] = _write(memory, memory.init(batch) if back else now[name], seen, key)
@@ -210,13 +209,13 @@ def _written(
 ) -> _Written:
   """All memories the arms read."""
   own, mixed, cost = arms_lib.write_own_and_shuffled(
-      model, jax.tree.map(jnp.asarray, task.part(0, task.history)), arms=list(arms.values()),
+      model, jax.device_put(task.part(0, task.history)), arms=list(arms.values()),
       seed=seed, say=say)
   states = {_USUAL: own}
   for known, memories in otherwise(arms).items():
     states[known], _ = arms_lib.write(
         model.compose('base', *memories),
-        jax.tree.map(jnp.asarray, task.part(0, task.history, poses=known[0], depth=known[1])),
+        jax.device_put(task.part(0, task.history, poses=known[0], depth=known[1])),
         jax.random.fold_in(jax.random.key(seed), 0),
         arms_lib.prefixed(say, 'estimated poses, ' if known[0] == 'odometry' else 'true depth, '))
   return states, mixed, cost

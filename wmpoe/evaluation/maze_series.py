@@ -11,7 +11,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wmpoe import recipes
@@ -208,15 +207,15 @@ def _stream(
 ) -> np.ndarray:
   """Imagines round after round; frames uint8 [E T H W 3]."""
   model = arm.of(model)
-  seen = jax.tree.map(jnp.asarray, task.part(0, task.starts[0]))
+  seen = jax.device_put(task.part(0, task.starts[0]))
   state, frames = model.init(len(task.names)), []
   for index in range(len(task.starts)):
     key_write, key_dream = jax.random.split(jax.random.fold_in(jax.random.key(seed), index))
     recent = state.recent.push(seen)
     if arm.memory_of == 'shuffled':
-      seen = jax.tree.map(jnp.asarray, arms_lib.shuffle(seen, seed + index))
+      seen = jax.device_put(arms_lib.shuffle(seen, seed + index))
     state = dataclasses.replace(_write(model, state, seen, key_write), recent=recent)
-    seen = jax.tree.map(jnp.asarray, task.future(index))
+    seen = jax.device_put(task.future(index))
     read = dataclasses.replace(state, memories=arms_lib.memories_of(arm, state, state))
     out = _dream(model, read, seen.actions, seen.poses, key_dream)
     if own:

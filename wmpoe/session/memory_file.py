@@ -122,7 +122,7 @@ def fork(
     FileNotFoundError: if there is no source.
   """
   leaves, facts = read(source)
-  key = jax.random.wrap_key_data(jnp.asarray(leaves[_KEY]), impl=facts['key'])
+  key = jax.random.wrap_key_data(jax.device_put(leaves[_KEY]), impl=facts['key'])
   leaves[_KEY] = np.asarray(jax.random.key_data(jax.random.fold_in(key, branch)))
   parent = f'{os.path.basename(source)} {facts["sha256"][:12]}'
   lineage = [*facts['lineage'], parent, f'forked as {branch}']
@@ -166,7 +166,7 @@ def restore(
     stored = leaves.get(identity.path_of(keys))
     if stored is None:
       return jnp.zeros(shape.shape, shape.dtype, device=place)
-    return jnp.asarray(stored)
+    return jax.device_put(stored)
 
   state = jax.tree_util.tree_map_with_path(leaf, like)
-  return state, jax.random.wrap_key_data(jnp.asarray(np.asarray(data)), impl=facts['key'])
+  return state, jax.random.wrap_key_data(jax.device_put(np.asarray(data)), impl=facts['key'])
