@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ from wmpoe.training import state
 OPTIMIZER = state.make_optimizer(learning_rate=1e-2, warmup_steps=2, total_steps=9)
 
 
-def make_state(step=0):
+@functools.partial(jax.jit, static_argnums=0)
+def make_state(step):
   params = {'layer': {'kernel': jnp.arange(6.0).reshape(2, 3), 'low': jnp.ones(2, jnp.bfloat16)}}
   made = state.create(params, OPTIMIZER)
   for _ in range(step):
@@ -41,7 +44,7 @@ def assert_same(a, b):
 def test_restore_gives_back_everything(tmp_path, data):
   save(tmp_path, 3, data=data)
   checkpointer = checkpoints.Checkpointer(tmp_path, keep=2)
-  restored, position, meta = checkpointer.restore(make_state())
+  restored, position, meta = checkpointer.restore(make_state(0))
   checkpointer.close()
   assert_same(restored, make_state(3))
   assert jax.tree.structure(restored) == jax.tree.structure(make_state(3))
@@ -101,7 +104,7 @@ def test_the_best_are_kept_beside_the_last(tmp_path):
     checkpointer = checkpoints.Checkpointer(tmp_path, keep=1, keep_best=2)
     for step in steps:
       measured = None if values[step] is None else {'validation_loss': values[step]}
-      state = make_state().replace(step=jnp.int32(step))
+      state = make_state(0).replace(step=jnp.int32(step))
       checkpointer.save(state, data={}, meta={}, measured=measured)
     checkpointer.close()
   kept = sorted(int(p.name) for p in (tmp_path / checkpoints.FOLDER).iterdir())
@@ -113,13 +116,13 @@ def test_the_best_are_kept_beside_the_last(tmp_path):
     checkpoints.load_params(tmp_path, step='best', best_metric='psnr')
   checkpointer = checkpoints.Checkpointer(tmp_path, keep=1, keep_best=2, best_metric='psnr')
   with pytest.raises(ValueError, match=r"by 'psnr', but the evaluation gave \['loss'\]: choose"):
-    checkpointer.save(make_state(), data={}, meta={}, measured={'loss': 1.0})
+    checkpointer.save(make_state(0), data={}, meta={}, measured={'loss': 1.0})
   checkpointer.close()
 
 
 def test_a_checkpoint_of_another_network_is_named_with_what_differs(tmp_path):
   save(tmp_path, 3)
-  state = make_state()
+  state = make_state(0)
   wider = jax.tree.map(
     lambda leaf: jnp.zeros((2, 4)) if leaf.shape == (2, 3) else leaf, state)
   deeper = state.replace(params={**state.params, 'new': jnp.zeros(1)})

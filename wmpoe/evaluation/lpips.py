@@ -318,8 +318,8 @@ def _params(net: str, tree: dict[str, Any]) -> Params:
   trunk = [tree[facts.trunk][f'Conv_{index}'] for index in range(len(facts.convolutions))]
   heads = [tree[f'NetLinLayer_{index}']['Conv_0'] for index in range(len(facts.layers))]
   return Params(
-    kernels=tuple(jnp.asarray(layer['kernel']) for layer in trunk),
-    biases=tuple(jnp.asarray(layer['bias']) for layer in trunk),
+    kernels=tuple(jax.device_put(layer['kernel']) for layer in trunk),
+    biases=tuple(jax.device_put(layer['bias']) for layer in trunk),
     weights=tuple(jax.device_put(np.asarray(head['kernel'])[0, 0, :, 0]) for head in heads),
     net=net,
   )
