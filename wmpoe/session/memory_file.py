@@ -166,7 +166,7 @@ def restore(
     stored = leaves.get(identity.path_of(keys))
     if stored is None:
       return jnp.zeros(shape.shape, shape.dtype, device=place)
-    return stored if isinstance(stored, jax.Array) else jax.device_put(stored)
+    return jax.device_put(stored) if place is None else stored
 
   state = jax.tree_util.tree_map_with_path(leaf, like)
   return state, jax.random.wrap_key_data(jax.device_put(np.asarray(data)), impl=facts['key'])
