@@ -105,6 +105,17 @@ def test_a_real_network_survives(tmp_path):
   _assert_equal(packaged.load(tmp_path / 'e.npz', like)[0], params)
 
 
+def test_loading_compiles_nothing(path):
+  compiled = []
+  listen = lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    jax.block_until_ready(packaged.load(path)[0])
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert not compiled, 'a program for each shape takes longer than the file'
+
+
 def test_equal_contents_give_equal_files(path, tmp_path):
   again = tmp_path / 'again.npz'
   packaged.save(again, packaged.load(path)[0], packaged.card(path), dtype='float32')

@@ -107,6 +107,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict[str,
         f"The weights in '{source}' do not fit the model. {found}. Build the model with the config "
         "on the file's card (wmpoe.packaged.card)."
       )
+  # Not jnp.asarray, which compiles a copy for every shape.
   arrays = jax.device_put({leaf: value.astype(np.float32) for leaf, value in leaves.items()})
   if like is None:
     return _unflatten(arrays), full_card
