@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import small
 from wmpoe import packaged
 
 _CARD = {
@@ -106,13 +107,8 @@ def test_a_real_network_survives(tmp_path):
 
 
 def test_loading_compiles_nothing(path):
-  compiled = []
-  listen = lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with small.compilations() as compiled:
     jax.block_until_ready(packaged.load(path)[0])
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
   assert not compiled, 'a program for each shape takes longer than the file'
 
 

@@ -7,6 +7,7 @@ Arrays are made by numpy and what must be computed is jitted: each operation out
 program to be compiled.
 """
 
+import contextlib
 import functools
 import types
 
@@ -157,6 +158,18 @@ def query(batch, frames=2, *, context=2, seed=0, recent=None):
   return expert.Query(
       recent=window(batch, context, seed) if recent is None else recent, actions=actions,
       poses=poses, key=jax.random.split(jax.random.key(seed), batch))
+
+
+@contextlib.contextmanager
+def compilations():
+  """Lists what XLA compiles meanwhile."""
+  compiled = []
+  listen = lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield compiled
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def same(got, expected):

@@ -5,13 +5,12 @@ import time
 import jax
 import numpy as np
 
+from tests import small
 from wmpoe.evaluation import arms
 
 
 def test_a_call_is_timed_without_its_tracing_and_compilation():
-  traced, compiled = [], []
-  jax.monitoring.register_event_duration_secs_listener(
-      lambda event, seconds, **_: compiled.append(event) if 'backend_compile' in event else None)
+  traced = []
 
   @jax.jit
   def late(x, y):
@@ -21,8 +20,8 @@ def test_a_call_is_timed_without_its_tracing_and_compilation():
 
   x = np.arange(3.0, dtype=np.float32)
   for shape in ((3,), (2, 3)):
-    compiled.clear()
-    out, seconds = arms.timed(late, np.broadcast_to(x, shape), y=x)
+    with small.compilations() as compiled:
+      out, seconds = arms.timed(late, np.broadcast_to(x, shape), y=x)
     np.testing.assert_allclose(out, np.broadcast_to(x * x + 0.25, shape))
     assert seconds < 1.0 and len(compiled) == 1
   assert traced == [(3,), (2, 3)]

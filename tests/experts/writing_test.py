@@ -1,7 +1,6 @@
 """Tests of the inner loop: histories, sub-clips and steps."""
 
 import dataclasses
-import functools
 
 import hypothesis
 from hypothesis import strategies as st
@@ -102,17 +101,17 @@ def test_a_history_forgets_its_oldest_frames(pieces):
     small.same(getattr(history, name)[:kept], getattr(whole, name)[at - kept:at])
 
 
-def _start(batch, frames, capacity=8):
-  return _begun(small.observation(batch, frames), capacity)
+def _start(batch, frames):
+  return _begun(small.observation(batch, frames))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _begun(seen, capacity):
+@jax.jit
+def _begun(seen):
   """What `writing.fit` takes, of memories that were shown frames."""
   batch = seen.frames.shape[0]
   spread = lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *jnp.shape(x))), tree)
   fresh = lora.init(jax.random.key(0), PARAMS, small.SPEC)
-  empty = writing.empty_history(capacity, small.FRAME, **small.DIMS)
+  empty = writing.empty_history(8, small.FRAME, **small.DIMS)
   return {
       'lora': spread(fresh), 'opt_state': spread(optax.adam(0.05).init(fresh)),
       'history': jax.vmap(writing.append)(spread(empty), seen),
