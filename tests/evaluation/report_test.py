@@ -208,6 +208,29 @@ def test_headline_takes_the_best_arm_where_nothing_is_composed():
   assert ': recall by tile MSE 10.0 %' in report.headline(result, 'tile_mse_recall')
 
 
+def test_headline_compares_what_is_counted_alike():
+  at = lambda mean: {'psnr': _interval(mean)}
+  result = _result() | {
+    'arms': {
+      'base_8': at(10), 'base_480': at(11), 'spatial_480': at(30), 'all_8': at(20),
+      'all_480': at(29), 'copy_warped_480': at(40)},
+    'controls': {'other_episode_8': at(1), 'other_episode_480': at(2)}}
+  assert report.headline(result, 'psnr') == (
+    'All composed, 480: PSNR 29.0 dB (29.0–29.0), against 11.0 dB without memory, '
+    '2.00 dB with another episode’s memory.')
+  del result['arms']['all_480'], result['arms']['all_8']
+  assert report.headline(result, 'psnr').startswith('Spatial 480: PSNR 30.0 dB (')
+  assert 'against 11.0 dB without memory, 2.00 dB with' in report.headline(result, 'psnr')
+  result['arms'] = {'base_true': at(12), 'all_true': at(20), 'all_imagined': at(19)}
+  assert 'against 12.0 dB without memory' in report.headline(result, 'psnr')
+  result['arms'] = {
+    'base': at(10), 'rank_8_history_50': at(20), 'rank_64_history_50': at(30), 'copy_pose': at(40)}
+  result['controls'] = {
+    'other_episode_rank_8': at(1), 'other_episode_rank_64': at(2), 'other_episode_rank_full': at(3)}
+  assert report.headline(result, 'psnr').endswith(
+    'against 10.0 dB without memory, 2.00 dB with another episode’s memory.')
+
+
 @pytest.mark.parametrize('with_rich', [True, False])
 def test_terminal_table_is_aligned_with_and_without_rich(monkeypatch, with_rich):
   if with_rich:

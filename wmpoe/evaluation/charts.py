@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import html
 import math
+import re
 from typing import Any
 
 from wmpoe.evaluation import metrics as metrics_lib
@@ -39,6 +40,12 @@ _ENDINGS = {
 _WIDTH = 960  # of every full-width drawing, in SVG units
 
 
+def stem(arm: str) -> tuple[str, str]:
+  """Returns a name without what protocols count at its end, and that: `all_480`, `..._rank_8`."""
+  counted = re.fullmatch(r'(.+?)_((?:rank_)?(?:\d+|full))', arm)
+  return (counted[1], counted[2]) if counted else (arm, '')
+
+
 def arm_name(arm: str) -> str:
   """Returns the name of an arm or control in words.
 
@@ -50,6 +57,9 @@ def arm_name(arm: str) -> str:
   """
   if arm in _ARMS:
     return _ARMS[arm]
+  name, counted = stem(arm)
+  if name in _ARMS:
+    return f'{_ARMS[name]}, {counted.replace("_", " ")}'
   for ending, said in _ENDINGS.items():
     if arm.endswith(ending):
       return arm_name(arm.removesuffix(ending)) + said
@@ -88,8 +98,9 @@ def _tick_labels(metric: str, ticks: Sequence[float]) -> list[str]:
 
 def _kind(arm: str, *, control: bool) -> str:
   """Returns the colour class: references and controls recede, compositions stand out."""
-  reference = arm == 'base' or arm.startswith('copy_')
-  return 'ctrl' if control else 'base' if reference else 'sum' if arm == 'all' else 'one'
+  name, _ = stem(arm)
+  reference = name == 'base' or name.startswith('copy_')
+  return 'ctrl' if control else 'base' if reference else 'sum' if name == 'all' else 'one'
 
 
 def bars(results: Mapping[str, Any], metric: str) -> str:

@@ -40,21 +40,27 @@ def headline(results: Mapping[str, Any], metric: str) -> str:
     metric: The metric it speaks of.
 
   Returns:
-    The composed arm (else the best one) against no memory and against each control.
+    The composed arm (else the best one that is no mere copy) against no memory and against its
+    controls: where arms are counted (`all_480`, `rank_8_history_50`), those counted alike.
   """
   arms = {arm: m[metric] for arm, m in results['arms'].items() if metric in m}
   if not arms:
     return ''
   sign = -1 if metrics_lib.direction(metric) < 0 else 1
-  best = 'all' if 'all' in arms else max(arms, key=lambda arm: sign * arms[arm]['mean'])
+  best = max(arms, key=lambda arm: (
+      charts.stem(arm)[0] == 'all', not arm.startswith('copy_'), sign * arms[arm]['mean']))
+  counted = lambda arm: charts.stem(arm)[1]
+  alike = lambda arm: not counted(arm) or f'_{counted(arm)}_' in f'_{best}_'
   found = arms[best]
   name = metrics_lib.name(metric)
   text = f'{charts.arm_name(best)}: {name if name[:2].isupper() else name[0].lower() + name[1:]} '
   text += charts.cell(metric, found, '{} ({}–{})')
-  against = {'without memory': arms['base']} if 'base' in arms and best != 'base' else {}
+  bases = f'base{best.removeprefix("all")}', f'base_{counted(best)}', 'base', best
+  base = next(arm for arm in bases if arm in arms)
+  against = {} if base == best else {'without memory': arms[base]}
   for control, measured in results['controls'].items():
-    if metric in measured:
-      name = charts.arm_name(control)
+    if metric in measured and alike(control):
+      name = charts.arm_name(charts.stem(control)[0])
       against[f'with {name[0].lower()}{name[1:]}'] = measured[metric]
   others = [f'{charts.cell(metric, m, "{}")} {words}' for words, m in against.items()]
   return text + (', against ' + ', '.join(others) if others else '') + '.'
