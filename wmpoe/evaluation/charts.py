@@ -42,7 +42,7 @@ _WIDTH = 960  # of every full-width drawing, in SVG units
 
 def stem(arm: str) -> tuple[str, str]:
   """Returns a name without what protocols count at its end, and that: `all_480`, `..._rank_8`."""
-  counted = re.fullmatch(r'(.+?)_((?:rank_)?(?:\d+|full))', arm)
+  counted = re.fullmatch(r'(.+?)_(\d+|rank_\w+)', arm)
   return (counted[1], counted[2]) if counted else (arm, '')
 
 

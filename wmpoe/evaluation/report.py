@@ -49,18 +49,17 @@ def headline(results: Mapping[str, Any], metric: str) -> str:
   sign = -1 if metrics_lib.direction(metric) < 0 else 1
   best = max(arms, key=lambda arm: (
       charts.stem(arm)[0] == 'all', not arm.startswith('copy_'), sign * arms[arm]['mean']))
-  counted = lambda arm: charts.stem(arm)[1]
-  alike = lambda arm: not counted(arm) or f'_{counted(arm)}_' in f'_{best}_'
   found = arms[best]
   name = metrics_lib.name(metric)
   text = f'{charts.arm_name(best)}: {name if name[:2].isupper() else name[0].lower() + name[1:]} '
   text += charts.cell(metric, found, '{} ({}–{})')
-  bases = f'base{best.removeprefix("all")}', f'base_{counted(best)}', 'base', best
-  base = next(arm for arm in bases if arm in arms)
+  base = next((arm for arm in arms
+               if arm.startswith('base') and best.endswith(arm.removeprefix('base'))), best)
   against = {} if base == best else {'without memory': arms[base]}
   for control, measured in results['controls'].items():
-    if metric in measured and alike(control):
-      name = charts.arm_name(charts.stem(control)[0])
+    kind, counted = charts.stem(control)
+    if metric in measured and (not counted or f'_{counted}_' in f'_{best}_'):
+      name = charts.arm_name(kind)
       against[f'with {name[0].lower()}{name[1:]}'] = measured[metric]
   others = [f'{charts.cell(metric, m, "{}")} {words}' for words, m in against.items()]
   return text + (', against ' + ', '.join(others) if others else '') + '.'
