@@ -208,7 +208,7 @@ def test_headline_takes_the_best_arm_where_nothing_is_composed():
   assert ': recall by tile MSE 10.0 %' in report.headline(result, 'tile_mse_recall')
 
 
-def test_headline_compares_what_is_counted_alike():
+def test_what_is_counted_is_named_coloured_and_compared_alike(tmp_path):
   at = lambda mean: {'psnr': _interval(mean)}
   result = _result() | {
     'arms': {
@@ -218,6 +218,11 @@ def test_headline_compares_what_is_counted_alike():
   assert report.headline(result, 'psnr') == (
     'All composed, 480: PSNR 29.0 dB (29.0–29.0), against 11.0 dB without memory, '
     '2.00 dB with another episode’s memory.')
+  page, _ = _page(report.render(result, tmp_path, main_metric='psnr'))
+  assert re.findall(r'class="bar (\w+)"', page) == [
+    'base', 'base', 'one', 'sum', 'sum', 'base', 'ctrl', 'ctrl']
+  named = re.findall(r'class="label">([^<]+)', page)
+  assert named[0] == 'Base, no memory, 8' and named[-1] == 'Another episode’s memory, 480'
   del result['arms']['all_480'], result['arms']['all_8']
   assert report.headline(result, 'psnr').startswith('Spatial 480: PSNR 30.0 dB (')
   assert 'against 11.0 dB without memory, 2.00 dB with' in report.headline(result, 'psnr')
